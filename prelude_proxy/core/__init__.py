@@ -1,0 +1,1 @@
+"""Every decision, and nothing that waits: no clock, no sockets, no logging."""

@@ -1,0 +1,147 @@
+"""The words the whole project speaks: engines, endpoints, dialects, what is known of a request.
+
+No behaviour beyond small derivations; imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class EngineKind(StrEnum):
+    """What a backend runs; decides its metric names, its admission signals and its stream format."""
+
+    VLLM = "vllm"
+    TGI = "tgi"
+    SGLANG = "sglang"
+    OPENAI = "openai"
+    """Anything OpenAI-shaped without telemetry we can read."""
+
+
+class Dialect(StrEnum):
+    """How the caller wants errors and stream ends to look."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    TGI = "tgi"
+
+
+class Endpoint(StrEnum):
+    """What a path asks of an engine."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    GENERATE = "generate"
+    """TGI `/`, `/generate`, `/generate_stream`; SGLang `/generate`."""
+    EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+    SCORE = "score"
+    CLASSIFY = "classify"
+    POOLING = "pooling"
+    OTHER = "other"
+    """Any other path of a known engine: proxied, not understood."""
+
+
+GENERATING = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.GENERATE})
+"""Endpoints that decode tokens; the others of the known ones answer in one step (class `oneshot`)."""
+
+
+@dataclass(slots=True)
+class RequestFacts:
+    """What is known of one request after parsing, before any decision.
+
+    `payload` is the decoded JSON body and by far the largest part; the journey drops it (`forget_payload`) before the
+    request may be held, so that a held request costs its body and little else.
+    """
+
+    path: str
+    endpoint: Endpoint
+    dialect: Dialect
+    model: str | None = None
+    stream: bool = False
+    max_tokens: int | None = None
+    """Upper bound the client set on output tokens of one choice (`max_tokens`, `max_completion_tokens`, …)."""
+    min_tokens: int = 0
+    num_choices: int = 1
+    """`n` or `best_of`: how many sequences are decoded."""
+    num_messages: int = 0
+    prompt_chars: int = 0
+    """Characters of text the engine must prefill: messages, prompt, tools."""
+    prompt_tokens: int = 0
+    """Estimated from characters (exact when the prompt came as token ids)."""
+    has_tools: bool = False
+    has_json_schema: bool = False
+    has_fixed_choices: bool = False
+    """The answer is one of a given list (`guided_choice`, `structured_outputs.choice`)."""
+    wants_prompt_logprobs: bool = False
+    reasoning: bool | None = None
+    """The reasoning switch: True on, False off, None not said."""
+    tenant: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Lower-case names. Only what rules and features may look at; never forwarded from here."""
+    payload: Mapping[str, Any] | None = None
+
+    def forget_payload(self) -> None:
+        """Drop the decoded body once features and rules have seen it."""
+        self.payload = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSpec:
+    """One execution class: what belongs to it and what it may use. Order of preference is `priority`, lowest first."""
+
+    name: str
+    priority: int
+    max_output_tokens: int | None = None
+    """Predicted output tokens up to which a request belongs here; None: no bound (the last of the ladder)."""
+    max_prompt_tokens: int | None = None
+    """A longer prompt pushes the request to the next class: its prefill alone is heavy work."""
+    ceiling: float | None = None
+    """Most slots it may use on one backend: a share of the window (≤ 1.0) or a count (> 1); None: no ceiling."""
+    fleet_ceiling: float | None = None
+    """The same over all backends of a pool together."""
+    reserve: float | None = None
+    """Slots of each backend kept for it against lower classes: share or count; None: sized from its traffic."""
+    queue_size: int = 1024
+    queue_bytes: int = 256 * 2**20
+    queue_timeout_s: float = 60.0
+    """Longest time a request of this class is held."""
+    aging_s: float = 30.0
+    """Held this long, a ticket goes before every class: the starvation bound."""
+    ladder: bool = True
+    """Whether the classifier may choose it (False: only structure, rules and headers do, as for `oneshot`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Predicted distribution of output tokens of a whole request (all choices): a piecewise-linear CDF in ln(tokens).
+
+    `edges` are ascending token counts, `cdf[i]` = P(tokens ≤ edges[i]); the last is 1.
+    """
+
+    edges: tuple[float, ...]
+    cdf: tuple[float, ...]
+    expected_tokens: float
+    """The point forecast used for load accounting and order (a median or mean: the model says in its manifest)."""
+    low_tokens: float
+    """10 % quantile."""
+    high_tokens: float
+    """90 % quantile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Which class a request goes to, and why."""
+
+    name: str
+    reason: str
+    """`rule:<name>`, `structure`, `header`, `model`, `default`."""
+    expected_tokens: float
+    """Output tokens the scheduler accounts for; from the forecast, else from the class bound and `max_tokens`."""
+    confidence: float = 1.0
+    forecast: Forecast | None = None
