@@ -108,11 +108,11 @@ class ExecutionClass(_Section):
     max_prompt_tokens: int | None = Field(None, gt=0)
     """A longer prompt moves the request to the next class: its prefill alone is heavy."""
     ceiling: float | None = Field(None, gt=0)
-    """Most slots of one backend it may use: a share of the window (≤ 1.0) or a count (> 1)."""
+    """Most slots of one backend it may use: a share of the window (< 1) or a count (≥ 1)."""
     fleet_ceiling: float | None = Field(None, gt=0)
     """The same over all backends of a pool together."""
     reserve: float | Literal["auto"] = "auto"
-    """Slots of each backend kept for it against lower classes: a share (< 1.0), a count, or `auto` (sized from its
+    """Slots of each backend kept for it against lower classes: a share (< 1), a count (≥ 1), or `auto` (sized from its
     measured arrival rate and service time by square-root staffing)."""
     queue_size: int = Field(32768, ge=0)
     """Most requests held; 0: never hold."""

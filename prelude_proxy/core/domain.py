@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
+
+
+class Rng(Protocol):
+    """Where the core gets its randomness from; `random.Random` fits."""
+
+    def random(self) -> float:
+        """A number in [0, 1)."""
+        ...
 
 
 class EngineKind(StrEnum):
@@ -102,7 +110,7 @@ class ClassSpec:
     max_prompt_tokens: int | None = None
     """A longer prompt pushes the request to the next class: its prefill alone is heavy work."""
     ceiling: float | None = None
-    """Most slots it may use on one backend: a share of the window (≤ 1.0) or a count (> 1); None: no ceiling."""
+    """Most slots it may use on one backend: a share of the window (< 1) or a count (≥ 1); None: no ceiling."""
     fleet_ceiling: float | None = None
     """The same over all backends of a pool together."""
     reserve: float | None = None

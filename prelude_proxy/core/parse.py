@@ -205,7 +205,7 @@ def _reasoning_switch(payload: dict[str, Any]) -> bool | None:
                 return bool(template[key])
     thinking = payload.get("thinking")
     if isinstance(thinking, dict) and thinking.get("type") in {"enabled", "disabled", "adaptive"}:
-        return thinking["type"] != "disabled"
+        return bool(thinking["type"] != "disabled")
     effort = payload.get("reasoning_effort")
     nested = payload.get("reasoning")
     if effort is None and isinstance(nested, dict):

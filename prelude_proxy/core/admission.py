@@ -1,0 +1,433 @@
+"""The state machine that joins queues, limits, windows, health and routing: an event in, decisions out.
+
+Every public method is an event; it changes the books and ends in the one private step `_dispatch_ready`. Holding is the
+absence of a decision. Invariants, numbered as the property tests number them:
+
+1. slots in use = live permits (counts are sizes of permit sets);
+2. never above a limit, a window or a reserve at the moment of dispatch (a shrinking window never revokes a permit);
+3. each ticket ends in exactly one of dispatch, reject, expire, cancel;
+4. work-conserving: no ticket is held beside a slot that it may use;
+5. no ticket is held past its deadline, and a deadline never touches dispatched work;
+6. a backend that is draining, disabled, down, suspended or ejected gets nothing new;
+7. starvation bound: a ticket held for its class's `aging_s` goes before every ticket that is not, so each slot outside
+   the reserves that comes free after that goes to the tickets that aged before it, then to it;
+8. held bytes and counts never exceed the configured bounds.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from prelude_proxy.core.domain import Rng
+from prelude_proxy.core.limits import BackendSlots, Permit, PoolSlots, Route
+from prelude_proxy.core.outcome import Outcome
+from prelude_proxy.core.queues import FairQueue, Ticket, work_of
+from prelude_proxy.core.rates import DecayingRate
+from prelude_proxy.core.routing import LeastWork, RoutingPolicy
+
+if TYPE_CHECKING:
+    from prelude_proxy.core.telemetry import Sample
+
+_REFUSED_SUSPEND_S = 0.1
+_CONNECT_SUSPEND_S = 0.5
+
+
+class DropReason(StrEnum):
+    """Why a ticket was not served, as it goes out in `x-prelude-dropped-reason`."""
+
+    SATURATED = "rejected-saturated"
+    TTL_EXPIRED = "rejected-ttl-expired"
+    NO_ENDPOINTS = "rejected-no-endpoints"
+    SHUTTING_DOWN = "rejected-shutting-down"
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send it now; the permit already holds a slot of its backend."""
+
+    ticket: Ticket
+    permit: Permit
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Not even held: a queue bound is reached, or nothing may be held."""
+
+    ticket: Ticket
+    reason: DropReason
+    retry_after_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Held until its deadline, or until the wait for a first backend was over."""
+
+    ticket: Ticket
+    reason: DropReason
+    retry_after_s: int
+
+
+Decision = Dispatch | Reject | Expire
+
+
+@dataclass(frozen=True, slots=True)
+class QueueBounds:
+    """Bounds over all classes together."""
+
+    max_size: int = 65536
+    max_bytes: int = 2**30
+    cold_start_wait_s: float = 15.0
+
+
+class _Lane:
+    """The queue of one class on one route."""
+
+    __slots__ = ("aging_s", "klass", "open", "queue", "route")
+
+    def __init__(self, route: Route, klass: int, queue: FairQueue, aging_s: float) -> None:
+        self.route = route
+        self.klass = klass
+        self.queue = queue
+        self.aging_s = aging_s
+
+
+def by_arrival(ticket: Ticket) -> float:
+    """Order inside a tenant: first come, first served."""
+    return ticket.arrival
+
+
+class Admission:
+    """Decides for each request whether it goes now, and where. Not thread-safe; never blocks; `now` never runs back."""
+
+    def __init__(
+        self,
+        pools: Iterable[PoolSlots],
+        *,
+        rng: Rng,
+        bounds: QueueBounds | None = None,
+        routing: RoutingPolicy | None = None,
+        order: Callable[[Ticket], float] = by_arrival,
+        tenant_weights: dict[str, float] | None = None,
+    ) -> None:
+        self.pools = list(pools)
+        self._bounds = bounds or QueueBounds()
+        self._routing = routing or LeastWork()
+        self._rng = rng
+        self._order = order
+        self._tenant_weights = tenant_weights or {}
+        self._lanes: dict[tuple[int, int], _Lane] = {}
+        self._waiting: dict[_Lane, None] = {}
+        self._deadlines: list[tuple[float, int, Ticket]] = []
+        self._empty_since: dict[PoolSlots, float] = {}
+        self._num_held = 0
+        self._num_held_bytes = 0
+        self._accepting = True
+        num_classes = max((len(pool.classes) for pool in self.pools), default=0)
+        self._held_by_class = [0] * num_classes
+        self._bytes_by_class = [0] * num_classes
+        self._drain_rate = [DecayingRate() for _ in range(num_classes)]
+
+    # --- what the shell asks ------------------------------------------------------------------------------------------
+
+    @property
+    def num_held(self) -> int:
+        """Tickets held now."""
+        return self._num_held
+
+    @property
+    def num_held_bytes(self) -> int:
+        """Body bytes of the tickets held now."""
+        return self._num_held_bytes
+
+    def num_held_of(self, klass: int) -> int:
+        """Tickets of a class held now."""
+        return self._held_by_class[klass]
+
+    def next_deadline(self, now: float) -> float | None:
+        """When `tick` must be called at the latest; None when time alone changes nothing."""
+        times: list[float] = []
+        self._drop_dead_deadlines()
+        if self._deadlines:
+            times.append(self._deadlines[0][0])
+        for pool in self.pools:
+            if pool in self._empty_since:
+                oldest = self._oldest_of(pool)
+                if oldest is not None:
+                    times.append(self._cold_deadline(pool, oldest))
+            if self._num_held:
+                times += [at for backend in pool.backends if (at := backend.health.next_change(now)) is not None]
+        return min(times) if times else None
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def offer(self, ticket: Ticket, now: float) -> list[Decision]:
+        """A request asks for a slot. No decision about it among the returned ones: it is held."""
+        pool = ticket.route.pool
+        pool.arrived(ticket.klass, now)
+        pool.measure_reserves(now)
+        self._refresh_stale(pool, now)
+        reason = self._refusal(ticket, now)
+        if reason is not None:
+            return [Reject(ticket, reason, self.retry_after_s(ticket.klass, now))]
+        self._hold(ticket)
+        decisions = self._dispatch_ready(now)
+        if ticket.held and not pool.classes[ticket.klass].queue_size:
+            self._unhold(ticket)
+            decisions.append(Reject(ticket, DropReason.SATURATED, self.retry_after_s(ticket.klass, now)))
+        return decisions
+
+    def cancel(self, ticket: Ticket, now: float) -> list[Decision]:
+        """The client left while its ticket was held. Harmless for a ticket that is not held any more."""
+        if ticket.held:
+            self._unhold(ticket)
+        return self._dispatch_ready(now)
+
+    def release(self, permit: Permit, outcome: Outcome, now: float) -> list[Decision]:
+        """The response body (or the attempt) ended. A second release of the same permit changes nothing."""
+        if permit.released:
+            return []
+        permit.released = True
+        backend = permit.backend
+        backend.permits[permit.klass].remove(permit)
+        backend.outstanding_work -= permit.work
+        self._judge(backend, outcome, now)
+        if outcome.value.learned:
+            backend.pool.served(permit.klass, now - permit.issued_at)
+        self.refresh(backend, now)
+        return self._dispatch_ready(now)
+
+    def recharge(self, permit: Permit, klass: int, now: float) -> list[Decision]:
+        """A stream outgrew its class: its slot counts for `klass` from now on (it is never revoked)."""
+        if permit.released or permit.klass == klass:
+            return []
+        permit.backend.permits[permit.klass].remove(permit)
+        permit.klass = klass
+        permit.backend.permits[klass].add(permit)
+        self.refresh(permit.backend, now)
+        return self._dispatch_ready(now)
+
+    def observe(self, backend: BackendSlots, sample: Sample, now: float) -> list[Decision]:
+        """A fresh telemetry sample of `backend`."""
+        backend.window.observe(sample, in_use=backend.num_in_use, wanted=self._is_wanted(backend), now=now)
+        backend.pool.measure_reserves(now)
+        backend.resize()
+        self.refresh(backend, now)
+        return self._dispatch_ready(now)
+
+    def first_token(self, permit: Permit, ttft_s: float, *, has_telemetry: bool, now: float) -> list[Decision]:
+        """The first token of an answer arrived `ttft_s` after dispatch."""
+        backend = permit.backend
+        permit.prefill_tokens = 0
+        backend.window.observe_first_token(
+            ttft_s, has_telemetry=has_telemetry, in_use=backend.num_in_use, wanted=self._is_wanted(backend)
+        )
+        self.refresh(backend, now)
+        return self._dispatch_ready(now)
+
+    def changed(self, backend: BackendSlots, now: float) -> list[Decision]:
+        """Health, draining or the wish of the operator changed."""
+        self.refresh(backend, now)
+        return self._dispatch_ready(now)
+
+    def tick(self, now: float) -> list[Decision]:
+        """Time passed: expire what is due, look at what time alone changes."""
+        for pool in self.pools:
+            pool.measure_reserves(now)
+            for backend in pool.backends:
+                self.refresh(backend, now)
+        decisions = self._expire_due(now)
+        decisions += self._expire_cold(now)
+        decisions += self._dispatch_ready(now)
+        return decisions
+
+    def shut_down(self) -> None:
+        """Take nothing new; what is held or out goes on."""
+        self._accepting = False
+
+    def add_backend(self, backend: BackendSlots, now: float) -> None:
+        """A backend joins its pool."""
+        backend.pool.backends.append(backend)
+        self._note_emptiness(backend.pool, now)
+
+    # --- books --------------------------------------------------------------------------------------------------------
+
+    def refresh(self, backend: BackendSlots, now: float) -> None:
+        """Recompute what `backend` may give, and tell its routes if that changed."""
+        available = backend.health.is_available(now)
+        if available != backend.available:
+            backend.available = available
+            self._note_emptiness(backend.pool, now)
+        mask = backend.compute_mask()
+        if mask != backend.open_mask:
+            backend.open_mask = mask
+            for route in backend.routes:
+                route.update(backend, mask)
+
+    def retry_after_s(self, klass: int, now: float) -> int:
+        """Whole seconds until the queue of `klass` will have drained at its present rate; 1 to 60."""
+        rate = self._drain_rate[klass].per_second(now)
+        return max(1, min(60, round(self._held_by_class[klass] / rate) if rate > 0 else 5))
+
+    def _refusal(self, ticket: Ticket, now: float) -> DropReason | None:
+        if not self._accepting:
+            return DropReason.SHUTTING_DOWN
+        pool = ticket.route.pool
+        if ticket.route.open[ticket.klass].items and pool.below_fleet_ceiling(ticket.klass):
+            return None  # it goes at once
+        spec = pool.classes[ticket.klass]
+        full = (
+            self._num_held >= self._bounds.max_size
+            or self._num_held_bytes + ticket.num_bytes > self._bounds.max_bytes
+            or (self._held_by_class[ticket.klass] >= spec.queue_size > 0)
+            or self._bytes_by_class[ticket.klass] + ticket.num_bytes > spec.queue_bytes
+        )
+        if full:
+            return DropReason.SATURATED
+        return DropReason.TTL_EXPIRED if ticket.deadline <= now else None
+
+    def _hold(self, ticket: Ticket) -> None:
+        lane = self._lane(ticket.route, ticket.klass)
+        lane.queue.push(ticket)
+        self._waiting[lane] = None
+        heapq.heappush(self._deadlines, (ticket.deadline, ticket.id, ticket))
+        self._count(ticket, 1)
+
+    def _unhold(self, ticket: Ticket) -> None:
+        lane = self._lane(ticket.route, ticket.klass)
+        lane.queue.discard(ticket)
+        self._left(lane, ticket)
+
+    def _left(self, lane: _Lane, ticket: Ticket) -> None:
+        self._count(ticket, -1)
+        if not len(lane.queue):
+            self._waiting.pop(lane, None)
+        if len(self._deadlines) > 2 * self._num_held + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[2].held]
+            heapq.heapify(self._deadlines)
+
+    def _count(self, ticket: Ticket, sign: int) -> None:
+        self._num_held += sign
+        self._num_held_bytes += sign * ticket.num_bytes
+        self._held_by_class[ticket.klass] += sign
+        self._bytes_by_class[ticket.klass] += sign * ticket.num_bytes
+
+    def _lane(self, route: Route, klass: int) -> _Lane:
+        lane = self._lanes.get((id(route), klass))
+        if lane is None:
+            queue = FairQueue(self._order, self._tenant_weights)
+            lane = self._lanes[id(route), klass] = _Lane(route, klass, queue, route.pool.classes[klass].aging_s)
+        return lane
+
+    def _judge(self, backend: BackendSlots, outcome: Outcome, now: float) -> None:
+        meaning = outcome.value
+        if meaning.backend_proof:
+            backend.health.succeeded()
+        elif meaning.backend_fault:
+            backend.health.failed(now)
+        else:
+            backend.health.undecided()
+        if outcome is Outcome.CONNECT_FAILED:
+            backend.health.suspend(now + _CONNECT_SUSPEND_S)
+        elif outcome is Outcome.ENGINE_BUSY:
+            backend.health.suspend(now + _REFUSED_SUSPEND_S)
+            backend.window.engine_refused(backend.num_in_use + 1)
+
+    # --- the one step -------------------------------------------------------------------------------------------------
+
+    def _dispatch_ready(self, now: float) -> list[Decision]:
+        """Give every free slot that a held ticket may use to the ticket whose turn it is."""
+        decisions: list[Decision] = []
+        while self._waiting:
+            lane, aged = self._next_lane(now)
+            if lane is None:
+                break
+            ticket = self._take(lane, aged)
+            backend = self._routing.choose(ticket, lane.route.open[lane.klass], self._rng)
+            decisions.append(Dispatch(ticket, self._issue(ticket, backend, now)))
+        return decisions
+
+    def _next_lane(self, now: float) -> tuple[_Lane | None, bool]:
+        """The lane to serve next: aged tickets first, by arrival, then classes by priority, then by arrival."""
+        best: _Lane | None = None
+        best_key: tuple[int, float] | None = None
+        for lane in self._waiting:
+            if not lane.route.open[lane.klass].items or not lane.route.pool.below_fleet_ceiling(lane.klass):
+                continue
+            oldest = lane.queue.oldest()
+            assert oldest is not None
+            aged = now - oldest.arrival >= lane.aging_s
+            key = (-1 if aged else lane.klass, oldest.arrival)
+            if best_key is None or key < best_key:
+                best, best_key = lane, key
+        return best, best_key is not None and best_key[0] < 0
+
+    def _take(self, lane: _Lane, aged: bool) -> Ticket:
+        if aged:
+            oldest = lane.queue.oldest()
+            assert oldest is not None
+            lane.queue.discard(oldest)
+            ticket = oldest
+        else:
+            ticket = lane.queue.pop()
+        self._left(lane, ticket)
+        return ticket
+
+    def _issue(self, ticket: Ticket, backend: BackendSlots, now: float) -> Permit:
+        permit = Permit(ticket, backend, work_of(ticket), now)
+        backend.permits[ticket.klass].add(permit)
+        backend.outstanding_work += permit.work
+        backend.health.dispatched(now)
+        self._drain_rate[ticket.klass].add(now)
+        self.refresh(backend, now)
+        return permit
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def _expire_due(self, now: float) -> list[Decision]:
+        decisions: list[Decision] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            ticket = heapq.heappop(self._deadlines)[2]
+            if ticket.held:
+                self._unhold(ticket)
+                decisions.append(Expire(ticket, DropReason.TTL_EXPIRED, self.retry_after_s(ticket.klass, now)))
+        return decisions
+
+    def _expire_cold(self, now: float) -> list[Decision]:
+        decisions: list[Decision] = []
+        for pool in self._empty_since:
+            while (oldest := self._oldest_of(pool)) is not None and self._cold_deadline(pool, oldest) <= now:
+                self._unhold(oldest)
+                decisions.append(Expire(oldest, DropReason.NO_ENDPOINTS, 5))
+        return decisions
+
+    def _cold_deadline(self, pool: PoolSlots, ticket: Ticket) -> float:
+        return max(ticket.arrival, self._empty_since[pool]) + self._bounds.cold_start_wait_s
+
+    def _oldest_of(self, pool: PoolSlots) -> Ticket | None:
+        heads = [lane.queue.oldest() for lane in self._waiting if lane.route.pool is pool]
+        return min((head for head in heads if head is not None), key=by_arrival, default=None)
+
+    def _note_emptiness(self, pool: PoolSlots, now: float) -> None:
+        if any(backend.available for backend in pool.backends):
+            self._empty_since.pop(pool, None)
+        else:
+            self._empty_since.setdefault(pool, now)
+
+    def _refresh_stale(self, pool: PoolSlots, now: float) -> None:
+        """Suspensions and ejections end by time alone: look again before saying that nobody is free."""
+        if not self._waiting:
+            for backend in pool.backends:
+                if not backend.available:
+                    self.refresh(backend, now)
+
+    def _drop_dead_deadlines(self) -> None:
+        while self._deadlines and not self._deadlines[0][2].held:
+            heapq.heappop(self._deadlines)
+
+    def _is_wanted(self, backend: BackendSlots) -> bool:
+        """Whether a held ticket would use one more slot of `backend`."""
+        return any(lane.route in backend.routes for lane in self._waiting)

@@ -1,0 +1,88 @@
+r"""Watches a streamed answer go by: first event, number of events, exact usage if the engine gives it.
+
+Nothing is decoded per chunk and nothing is kept but a short tail. It rests on one fact: JSON never holds a raw
+newline, so `\ndata:` is the start of an event and nothing else. Any split of the same bytes gives the same result.
+"""
+
+from __future__ import annotations
+
+import re
+
+from prelude_proxy.core.domain import Dialect, Endpoint
+
+_MARK = b"\ndata:"
+_CARRY = len(_MARK) - 1
+_TAIL_BYTES = 2048
+_USAGE = re.compile(rb'"(?:completion_tokens|output_tokens|generated_tokens)"\s*:\s*(\d+)')
+_PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d+)')
+
+# events of a stream that carry no token: role chunk and [DONE] for chat, [DONE] for completions, …
+_OVERHEAD = {
+    Endpoint.CHAT: 2,
+    Endpoint.COMPLETIONS: 1,
+    Endpoint.MESSAGES: 6,
+    Endpoint.RESPONSES: 8,
+    Endpoint.GENERATE: 0,
+}
+
+
+class StreamObserver:
+    """Counts the events of one SSE body as its bytes pass."""
+
+    __slots__ = ("_carry", "_overhead", "_tail", "num_events")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.num_events = 0
+        self._overhead = _OVERHEAD.get(endpoint, 0)
+        self._carry = b"\n"
+        self._tail = b""
+
+    def feed(self, chunk: bytes) -> int:
+        """See the next bytes; returns how many events begin in them."""
+        window = self._carry + chunk
+        begun = window.count(_MARK)
+        self.num_events += begun
+        self._carry = window[-_CARRY:]
+        # most chunks are shorter than the tail: one concatenation each, bounded
+        self._tail = chunk[-_TAIL_BYTES:] if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
+        return begun
+
+    @property
+    def estimated_tokens(self) -> int:
+        """Tokens so far, from the number of events: exact where one event is one token, else a lower bound."""
+        return max(0, self.num_events - self._overhead)
+
+    @property
+    def output_tokens(self) -> int:
+        """Output tokens of the finished body: the engine's own count if it gave one, else the estimate."""
+        exact = find_usage(self._tail)
+        return exact if exact is not None else self.estimated_tokens
+
+    def has_terminator(self, dialect: Dialect) -> bool:
+        """Whether the stream ended as its dialect says a stream ends."""
+        if dialect is Dialect.OPENAI:
+            return b"[DONE]" in self._tail[-64:] or b"response.completed" in self._tail
+        if dialect is Dialect.ANTHROPIC:
+            return b"message_stop" in self._tail[-256:]
+        return b'"generated_text":"' in self._tail or b'"details":' in self._tail or b'"error"' in self._tail
+
+
+def find_usage(body: bytes) -> int | None:
+    """The last count of output tokens in a JSON body or the tail of a stream."""
+    found = _USAGE.findall(body)
+    return int(found[-1]) if found else None
+
+
+def find_prompt_usage(body: bytes) -> int | None:
+    """The last count of prompt tokens in a JSON body or the tail of a stream."""
+    found = _PROMPT.findall(body)
+    return int(found[-1]) if found else None
+
+
+def error_event(dialect: Dialect, error_body: bytes) -> bytes:
+    """What ends a stream that broke after it began, in the caller's dialect; `error_body` is one line of JSON."""
+    if dialect is Dialect.ANTHROPIC:
+        return b"event: error\ndata: " + error_body + b"\n\n"
+    if dialect is Dialect.TGI:
+        return b"data:" + error_body + b"\n\n"
+    return b"data: " + error_body + b"\n\ndata: [DONE]\n\n"
