@@ -1,0 +1,116 @@
+"""The demonstration's plot of a story: two engines, the same overload twice, first come first served and class-aware.
+
+The children are this very program (`engine`, `serve`), over real sockets. Both proxies stand before the same two
+engines; only one of them gets load at a time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prelude_proxy.bench import workload
+from prelude_proxy.bench.driver import DriverOptions, drive
+from prelude_proxy.bench.fleet import Child, Fleet, free_ports
+from prelude_proxy.bench.records import RequestRecord, RunResult
+from prelude_proxy.bench.sampler import Sampler
+from prelude_proxy.bench.wire import Target, Wire
+from prelude_proxy.bench.workload import WorkItem
+
+FCFS = "FCFS"
+CLASS_AWARE = "class-aware"
+_MIX: Mapping[str, float] = {"fast": 0.75, "deep": 0.25}
+_START_TIMEOUT_S = 30.0
+_DEFAULT_CLI = (sys.executable, "-m", "prelude_proxy.cli")
+_NUM_WARMUP = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The engines and the load on them."""
+
+    seconds: float = 10.0
+    """Length of each of the two loads; what is left then is served to the end."""
+    seed: int = 7
+    rate: float = 30.0
+    num_engines: int = 2
+    max_num_seqs: int = 16
+    engine_args: tuple[str, ...] = ()
+    model: str = "demo"
+    cli: tuple[str, ...] = _DEFAULT_CLI
+    """How to run this program's other commands."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """Where everything listens."""
+
+    engines: list[str]
+    targets: list[Target]
+    children: list[Child] = field(default_factory=list)
+
+
+def set_stage(scene: Scene, folder: Path) -> Stage:
+    """The children to start and the two front doors they will make; logs go to `folder`."""
+    engine_ports = free_ports(scene.num_engines + 4)
+    proxy_ports = engine_ports[scene.num_engines :]
+    engines = [f"http://127.0.0.1:{port}" for port in engine_ports[: scene.num_engines]]
+    stage = Stage(engines, [])
+    for number, url in enumerate(engines):
+        argv = [*scene.cli, "engine", "--kind", "vllm", "--port", url.rpartition(":")[2], "--model", scene.model]
+        argv += ["--max-num-seqs", str(scene.max_num_seqs), *scene.engine_args]
+        stage.children.append(Child(f"engine {number}", argv, f"{url}/health", folder / f"engine-{number}.log"))
+    for index, (name, flags) in enumerate(((FCFS, ("--admission", "fcfs")), (CLASS_AWARE, ()))):
+        port, admin_port = proxy_ports[2 * index : 2 * index + 2]
+        admin_url = f"http://127.0.0.1:{admin_port}"
+        argv = [*scene.cli, "serve", "--port", str(port), "--admin-port", str(admin_port), *flags]
+        argv += [part for url in engines for part in ("--backend", url)]
+        stage.children.append(Child(f"{name} proxy", argv, f"{admin_url}/readyz", folder / f"proxy-{name.lower()}.log"))
+        stage.targets.append(Target(name, f"http://127.0.0.1:{port}", Wire(scene.model), admin_url))
+    return stage
+
+
+def load_of(scene: Scene) -> list[WorkItem]:
+    """The overload, the same for both."""
+    return workload.mix_plan(_MIX, scene.rate, scene.seconds, scene.seed)
+
+
+async def perform(
+    scene: Scene,
+    stage: Stage,
+    fleet: Fleet,
+    on_phase: Callable[[str], None],
+    on_done: Callable[[RequestRecord], None],
+) -> dict[str, RunResult]:
+    """Starts the children, then drives the same load through each front door.
+
+    Raises:
+        ChildError: a child did not start or died.
+    """
+    on_phase("starting")
+    await fleet.start(stage.children, _START_TIMEOUT_S)
+    return await fleet.watched(_drive_both(scene, stage, on_phase, on_done))
+
+
+async def _drive_both(
+    scene: Scene, stage: Stage, on_phase: Callable[[str], None], on_done: Callable[[RequestRecord], None]
+) -> dict[str, RunResult]:
+    plan = load_of(scene)
+    options = DriverOptions(timeout_s=120.0)
+    warmup = workload.mix_plan({"fast": 1.0}, 20.0, 1.0, scene.seed + 1)[:_NUM_WARMUP]
+    results = {}
+    for target in stage.targets:
+        on_phase(target.name)
+        await drive(target, warmup, options)
+        sources = {"": f"{target.admin_url}/status"}
+        async with Sampler({**sources, **_engine_pages(stage.engines)}) as sampler:
+            result = await drive(target, plan, options, on_done)
+        result.samples = sampler.samples
+        results[target.name] = result
+    return results
+
+
+def _engine_pages(engines: Sequence[str]) -> dict[str, str]:
+    return {f"engine-{number}": f"{url}/metrics" for number, url in enumerate(engines)}

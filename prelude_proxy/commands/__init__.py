@@ -1,0 +1,1 @@
+"""One module a group of commands; each exports `commands`, which `cli.py` adds."""
