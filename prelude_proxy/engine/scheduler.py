@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import KeysView
 from dataclasses import dataclass, field
 
 from prelude_proxy.engine.blocks import DecodeBlocks
@@ -146,6 +147,16 @@ class Engine:
     def clock_s(self) -> float:
         """End of the last completed step."""
         return self._clock_ns / NS_PER_S
+
+    @property
+    def num_steps(self) -> int:
+        """Steps completed."""
+        return self._steps
+
+    @property
+    def running(self) -> KeysView[Sequence]:
+        """The batch, in order of admission."""
+        return self._running.keys()
 
     def generated(self, sequence: Sequence) -> int:
         """Output tokens that `sequence` has now."""
