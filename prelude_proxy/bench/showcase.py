@@ -59,7 +59,16 @@ def set_stage(scene: Scene, folder: Path) -> Stage:
     engines = [f"http://127.0.0.1:{port}" for port in engine_ports[: scene.num_engines]]
     stage = Stage(engines, [])
     for number, url in enumerate(engines):
-        argv = [*scene.cli, "engine", "--kind", "vllm", "--port", url.rpartition(":")[2], "--model", scene.model]
+        argv = [
+            *scene.cli,
+            "engine",
+            "--kind",
+            "vllm",
+            "--port",
+            url.rpartition(":")[2],
+            "--served-model-name",
+            scene.model,
+        ]
         argv += ["--max-num-seqs", str(scene.max_num_seqs), *scene.engine_args]
         stage.children.append(Child(f"engine {number}", argv, f"{url}/health", folder / f"engine-{number}.log"))
     for index, (name, flags) in enumerate(((FCFS, ("--admission", "fcfs")), (CLASS_AWARE, ()))):

@@ -97,7 +97,8 @@ def load_trace(
                 category=category,
                 max_requests=max_requests,
             )
-        return _plan_of_rows(path, [first, *islice(rows, max_requests - 1)] if first else [], limits, seed, rate)
+        given = [] if first is None else [first, *islice(rows, max_requests - 1)]
+        return _plan_of_rows(path, given, limits, seed, rate)
     with open_text(path) as lines:
         return _plan_of_rows(path, islice(csv.DictReader(lines), max_requests), limits, seed, rate)
 

@@ -22,6 +22,8 @@ from prelude_proxy.bench.report import DEFAULT_SLO_S, RunSummary, as_json, summa
 from prelude_proxy.bench.showcase import CLASS_AWARE, FCFS, Scene, Stage
 from prelude_proxy.commands.bench import progress_bar
 
+_ADVICE = "If the machine is merely busy, try again; else run the failing command by itself to see it whole."
+
 
 @click.command("demo")
 @click.option("--stay", is_flag=True, help="Leave engines and proxy running afterwards, until Ctrl-C.")
@@ -37,13 +39,11 @@ def demo(stay: bool, seconds: float, out: Path, seed: int) -> None:
     is going to be. The proxy decides from the prompts.
     """
     scene = Scene(seconds=seconds, seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
     try:
         uvloop.run(run(scene, out, stay=stay))
     except ChildError as error:
-        message = (
-            f"{error}\nThe whole logs are in {out}. Does `prelude-proxy check-config` work? Is the machine very busy?"
-        )
-        raise click.ClickException(message) from None
+        raise click.ClickException(f"{error}\nThe whole logs are in {out}. {_ADVICE}") from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         Console(stderr=True).print("stopped; nothing is left running")
         sys.exit(130)
@@ -52,7 +52,6 @@ def demo(stay: bool, seconds: float, out: Path, seed: int) -> None:
 async def run(scene: Scene, out: Path, *, stay: bool) -> None:
     """The whole demonstration; every child has ended when it returns or raises."""
     _cancel_on_sigterm()
-    out.mkdir(parents=True, exist_ok=True)
     async with Fleet() as fleet:
         stage = showcase.set_stage(scene, out)
         results = await _perform(scene, stage, fleet)
