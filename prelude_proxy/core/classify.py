@@ -1,0 +1,212 @@
+"""From a forecast to a class: structure, limits of the request, cost-weighted cut-offs, and what a header may say.
+
+Precedence: a rule, then the request's structure, then a trusted header, then the model. A header that is not trusted
+may only make a request wait longer: it can name a class with a numerically higher `priority`, nothing else.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import log
+
+from prelude_proxy.core.domain import GENERATING, Classification, ClassSpec, Endpoint, Forecast, RequestFacts
+
+CLASS_HEADER = "x-prelude-class"
+ONESHOT = "oneshot"
+_ONESHOT_TOKENS = 1
+_PROMPT_LOGPROBS_TOKENS = 16
+"""A request for prompt log-probabilities that decodes no more than this is a prefill with a tail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cutoffs:
+    """How sure of an overflow one must be to put a request into the longer class. Calling a deep request standard
+    hurts everyone behind it, calling a standard one deep hurts one: the deepest class has the lower cut-off.
+    """
+
+    longer: float = 0.5
+    """Between two classes that both have a bound above them: the likelier side."""
+    deepest: float = 0.4
+    """Into the last, unbounded class."""
+
+
+DEFAULT_CUTOFFS = Cutoffs()
+
+
+def structural_class(facts: RequestFacts) -> str | None:
+    """`oneshot` when the request itself says that it takes one step; None when it must be forecast."""
+    if facts.endpoint not in GENERATING:
+        return None if facts.endpoint is Endpoint.OTHER else ONESHOT
+    limit = facts.max_tokens
+    if limit is not None and limit <= _ONESHOT_TOKENS:
+        return ONESHOT
+    if facts.has_fixed_choices:
+        return ONESHOT
+    if facts.wants_prompt_logprobs and limit is not None and limit <= _PROMPT_LOGPROBS_TOKENS:
+        return ONESHOT
+    return None
+
+
+def probability_above(forecast: Forecast, tokens: float) -> float:
+    """P(output > `tokens`), interpolated in ln(tokens) between the forecast's edges."""
+    edges, cdf = forecast.edges, forecast.cdf
+    index = bisect_left(edges, tokens)
+    if index >= len(edges):
+        return 0.0
+    if edges[index] == tokens:
+        return max(0.0, 1.0 - cdf[index])
+    if index == 0:
+        return 1.0 - cdf[0] * max(tokens, 0.0) / edges[0]
+    low, high = edges[index - 1], edges[index]
+    part = log(tokens / low) / log(high / low)
+    return max(0.0, 1.0 - (cdf[index - 1] + part * (cdf[index] - cdf[index - 1])))
+
+
+def whole_request(forecast: Forecast, facts: RequestFacts) -> Forecast:
+    """The forecast for one answer made one for the request: within `min_tokens` and `max_tokens`, times the choices."""
+    count = facts.num_choices
+    limit, floor = facts.max_tokens, facts.min_tokens
+    if limit is None and floor <= 0 and count == 1:
+        return forecast
+    top = float(forecast.edges[-1] if limit is None else max(limit, 1))
+    low = min(float(floor), top)
+
+    def bound(tokens: float) -> float:
+        return min(max(tokens, low), top) * count
+
+    edges: list[float] = []
+    cdf: list[float] = []
+    for edge, below in zip(forecast.edges, forecast.cdf, strict=True):
+        if edge < low:
+            continue
+        if edge >= top:
+            break
+        edges.append(edge * count)
+        cdf.append(below)
+    return replace(
+        forecast,
+        edges=(*edges, top * count),
+        cdf=(*cdf, 1.0),
+        expected_tokens=bound(forecast.expected_tokens),
+        low_tokens=bound(forecast.low_tokens),
+        high_tokens=bound(forecast.high_tokens),
+    )
+
+
+def class_probabilities(forecast: Forecast, ladder: Sequence[ClassSpec]) -> dict[str, float]:
+    """P(class) by output tokens alone, for the classes that the classifier may choose."""
+    probabilities = {}
+    remaining = 1.0
+    for spec in ladder_of(ladder):
+        above = 0.0 if spec.max_output_tokens is None else probability_above(forecast, spec.max_output_tokens)
+        above = min(above, remaining)
+        probabilities[spec.name] = remaining - above
+        remaining = above
+    return probabilities
+
+
+def ladder_of(classes: Sequence[ClassSpec]) -> list[ClassSpec]:
+    """The classes the classifier may choose, shortest output first."""
+    return sorted((spec for spec in classes if spec.ladder), key=_bound_of)
+
+
+def _bound_of(spec: ClassSpec) -> float:
+    return float("inf") if spec.max_output_tokens is None else float(spec.max_output_tokens)
+
+
+def decide(
+    facts: RequestFacts,
+    forecast: Forecast | None,
+    classes: Sequence[ClassSpec],
+    *,
+    rule: tuple[str, str] | None = None,
+    default: str = "standard",
+    trust_header: bool = False,
+    cutoffs: Cutoffs = DEFAULT_CUTOFFS,
+) -> Classification:
+    """The class of a request.
+
+    Args:
+        facts: what is known of the request; its payload is not read.
+        forecast: of one answer, as the classifier gives it; None without a model.
+        classes: all configured classes.
+        rule: name of the rule that matched and the class it chose.
+        default: class without forecast, structure or header; the last of the ladder when there is no such class.
+        trust_header: whether `x-prelude-class` decides, or may only lower the priority.
+        cutoffs: how sure one must be of a longer class.
+    """
+    specs = {spec.name: spec for spec in classes}
+    whole = None if forecast is None else whole_request(forecast, facts)
+    expected = _expected_tokens(facts, whole)
+    if rule is not None and rule[1] in specs:
+        return Classification(rule[1], f"rule:{rule[0]}", expected, 1.0, whole)
+    asked = specs.get(facts.headers.get(CLASS_HEADER, "").strip().lower())
+    structure = structural_class(facts)
+    if structure in specs:
+        name, reason, confidence = specs[structure].name, "structure", 1.0
+        whole, expected = None, float(min(facts.max_tokens or 1, _PROMPT_LOGPROBS_TOKENS))
+    elif asked is not None and trust_header:
+        return Classification(asked.name, "header", expected, 1.0, whole)
+    elif whole is not None and facts.endpoint in GENERATING and any(spec.ladder for spec in classes):
+        name, confidence = _by_forecast(facts, whole, classes, cutoffs)
+        reason = "model"
+    else:
+        name, confidence, reason = _by_default(facts, specs, default), 1.0, "default"
+    if asked is not None and name in specs and asked.priority > specs[name].priority:
+        name, reason, confidence = asked.name, "header", 1.0
+    return Classification(name, reason, expected, confidence, whole)
+
+
+def _by_forecast(
+    facts: RequestFacts, forecast: Forecast, classes: Sequence[ClassSpec], cutoffs: Cutoffs
+) -> tuple[str, float]:
+    """Shortest class whose bound the output will keep, surely enough; longer when the prompt alone is heavy."""
+    ladder = ladder_of(classes)
+    last = len(ladder) - 1
+    for index, spec in enumerate(ladder):
+        if spec.max_output_tokens is None or index == last:
+            break
+        cutoff = cutoffs.deepest if index + 1 == last else cutoffs.longer
+        if probability_above(forecast, spec.max_output_tokens) < cutoff:
+            break
+    chosen = _for_prompt(facts, ladder, index)
+    probabilities = class_probabilities(forecast, classes)
+    return ladder[chosen].name, min(max(probabilities[ladder[index].name], 0.0), 1.0)
+
+
+def _for_prompt(facts: RequestFacts, ladder: Sequence[ClassSpec], index: int) -> int:
+    """Prefill counts as work: a prompt over the class's bound goes one class up, and on."""
+    while index + 1 < len(ladder):
+        limit = ladder[index].max_prompt_tokens
+        if limit is None or facts.prompt_tokens <= limit:
+            break
+        index += 1
+    return index
+
+
+def _by_default(facts: RequestFacts, specs: dict[str, ClassSpec], default: str) -> str:
+    """The default class, or a shorter one that `max_tokens` is sure to keep to."""
+    ladder = ladder_of(list(specs.values()))
+    start = next((index for index, spec in enumerate(ladder) if spec.name == default), len(ladder) - 1)
+    if facts.max_tokens is not None and facts.endpoint in GENERATING:
+        most = facts.max_tokens * facts.num_choices
+        start = min(start, next((i for i, spec in enumerate(ladder) if _bound_of(spec) >= most), start))
+    if not ladder:
+        return default if default in specs else next(iter(specs), default)
+    return ladder[_for_prompt(facts, ladder, start)].name
+
+
+_UNKNOWN_TOKENS = 256.0
+"""Output tokens of an answer nobody forecast: about the middle of `standard`."""
+
+
+def _expected_tokens(facts: RequestFacts, forecast: Forecast | None) -> float:
+    if facts.endpoint not in GENERATING:
+        return 1.0
+    if forecast is not None:
+        return max(forecast.expected_tokens, 1.0)
+    limit = float("inf") if facts.max_tokens is None else float(max(facts.max_tokens, 1))
+    return min(max(_UNKNOWN_TOKENS, facts.min_tokens), limit) * facts.num_choices
+

@@ -1,0 +1,286 @@
+"""A request as numbers: what the trees see. One pass, bounded work for any prompt, and nothing that depends on time.
+
+The order and meaning of the numbers is `FEATURES`; a model says for which `FEATURES_VERSION` it was trained and is
+refused for any other. Sampling parameters are not among them: in public data they only tell the data set. Missing is
+-1, never NaN, for the flattened trees know no missing direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import log1p
+
+from prelude_proxy.core.conversation import Conversation, digest, fingerprint, read_conversation, template
+from prelude_proxy.core.domain import Endpoint, RequestFacts
+from prelude_proxy.core.lexicon import Lexicon
+from prelude_proxy.core.modelname import NAME_FEATURES, UNKNOWN_HABIT, ModelHabit, describe_name, normal_name
+from prelude_proxy.core.text import Glimpse, glimpse
+
+FEATURES_VERSION = 1
+
+_LEARNED = ("lexicon", "habit_level", "habit_excess", "habit_support")
+_SHAPE = (
+    "is_completion",
+    "is_generate",
+    "reasoning_switch",
+    "reasoning_effort",
+    "has_json_schema",
+    "num_tools",
+    "tool_choice",
+    "num_messages",
+    "num_user",
+    "num_assistant",
+    "num_tool",
+    "last_role",
+    "system_chars",
+    "last_answer_chars",
+    "mean_answer_chars",
+    "prompt_chars",
+    "num_images",
+)
+_TEXT = (
+    "text_chars",
+    "num_words",
+    "mean_word_chars",
+    "distinct_words",
+    "num_lines",
+    "first_line_chars",
+    "last_line_chars",
+    "last_line_asks",
+    "ends_with",
+    "first_word",
+    "num_questions",
+    "num_colons",
+    "num_backticks",
+    "num_bars",
+    "num_hashes",
+    "num_exclamations",
+    "num_shots",
+    "digit_share",
+    "upper_share",
+    "math_share",
+    "brace_share",
+    "paren_share",
+    "quote_share",
+    "comma_share",
+    "period_share",
+    "underscore_share",
+    "hyphen_share",
+    "semicolon_share",
+    "space_share",
+    "wide_share",
+    "foreign_share",
+    "symbol_share",
+)
+_TASK = ("asked_count", "asked_unit")
+
+_TASK_WORDS: Mapping[str, str] = {
+    "code": "code function python javascript java class def return import sql html css script program algorithm api "
+    "bash rust golang regex compile debug implement",
+    "maths": "solve equation calculate sum integer prime triangle probability proof prove polynomial number total "
+    "percent remainder value compute digits",
+    "create": "write create compose story poem essay article blog letter email song draft generate design script "
+    "dialogue imagine pretend character role",
+    "explain": "explain describe discuss why how compare analyze analyse overview detail detailed steps guide tutorial "
+    "example examples elaborate",
+    "brief": "brief briefly short concise one single only word yes no true false just answer option options choose "
+    "correct select",
+    "extract": "classify extract identify label category sentiment entity find detect match list name rewrite "
+    "translate summarize summary convert edit",
+    "reason": "reasoning think step carefully because therefore logic puzzle assume suppose",
+    "tool": "tool tools access search query input call schedule reminder weather current send order book",
+}
+_CATEGORY = {word.encode(): index for index, words in enumerate(_TASK_WORDS.values()) for word in words.split()}
+_UNITS: Mapping[bytes, int] = {
+    **dict.fromkeys((b"word", b"words"), 1),
+    **dict.fromkeys((b"sentence", b"sentences", b"line", b"lines"), 2),
+    **dict.fromkeys((b"paragraph", b"paragraphs"), 3),
+    **dict.fromkeys((b"page", b"pages", b"chapter", b"chapters"), 4),
+    **dict.fromkeys((b"ways", b"tips", b"steps", b"examples", b"reasons", b"ideas", b"questions", b"items"), 5),
+}
+_NUMERALS = {
+    word.encode(): value
+    for value, word in enumerate(
+        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], 1
+    )
+}
+_OPENERS = {
+    word.encode(): code
+    for code, words in enumerate(
+        (
+            "is are was were do does did can could will would should has have am",
+            "who when where which whose whom",
+            "what",
+            "how",
+            "why",
+            "write create compose generate draft design develop build make implement",
+            "explain describe discuss compare analyze tell",
+            "given complete fill answer choose select classify identify determine",
+            "rewrite translate summarize edit convert correct",
+            "i my we our",
+            "a an the there in",
+            "please hi hello hey thanks ok okay",
+            "if let suppose find calculate compute solve",
+            "imagine pretend act you as",
+        ),
+        1,
+    )
+    for word in words.split()
+}
+_ROLES: Mapping[str, float] = {"user": 0.0, "tool": 1.0, "function": 1.0, "assistant": 2.0}
+_ENDS: Mapping[str, float] = {"?": 1.0, ":": 2.0, ".": 3.0, "!": 4.0, "`": 5.0, "}": 6.0, "]": 6.0, ")": 7.0}
+_EFFORTS: Mapping[str, float] = {"none": 0.0, "minimal": 1.0, "low": 2.0, "medium": 3.0, "high": 4.0, "xhigh": 5.0}
+
+FEATURES: tuple[str, ...] = (
+    *_LEARNED,
+    *NAME_FEATURES,
+    *_SHAPE,
+    *_TEXT,
+    *_TASK,
+    *(f"words_{name}" for name in _TASK_WORDS),
+)
+"""Names of the numbers, in the order of the vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """What one request looks like to the model, and the keys under which the prior remembers it."""
+
+    values: list[float]
+    fingerprint: int
+    template: int
+    digest: int
+
+
+class FeatureExtractor:
+    """Request in, feature vector out. Holds what training learned about words and model names, and no more state than
+    a bounded memo of model names already described.
+    """
+
+    __slots__ = ("_habits", "_lexicon", "_names")
+
+    _MAX_NAMES = 1024
+
+    def __init__(self, lexicon: Lexicon, habits: Mapping[str, ModelHabit]) -> None:
+        self._lexicon = lexicon
+        self._habits = habits
+        self._names: dict[str, list[float]] = {}
+
+    def extract(self, facts: RequestFacts) -> Extract:
+        """Features of `facts`, whose payload must not be forgotten yet."""
+        conversation = read_conversation(facts)
+        text = conversation.text
+        seen = glimpse(text)
+        values = [self._lexicon.score(seen.words)]
+        values += self._of_name(facts.model or "")
+        values += _of_shape(facts, conversation)
+        values += _of_text(seen)
+        values += _of_task(seen.words)
+        return Extract(values, fingerprint(conversation), template(text), digest(text))
+
+    def words(self, facts: RequestFacts) -> list[bytes]:
+        """The words the lexicon reads, for training it."""
+        return glimpse(read_conversation(facts).text).words
+
+    def _of_name(self, name: str) -> list[float]:
+        known = self._names.get(name)
+        if known is None:
+            habit = self._habits.get(normal_name(name), UNKNOWN_HABIT)
+            known = [habit.level, habit.excess, habit.support, *describe_name(name)]
+            if len(self._names) >= self._MAX_NAMES:
+                self._names.clear()
+            self._names[name] = known
+        return known
+
+
+def _of_shape(facts: RequestFacts, conversation: Conversation) -> list[float]:
+    payload = facts.payload or {}
+    answers = conversation.num_assistant
+    choice = payload.get("tool_choice")
+    effort = payload.get("reasoning_effort")
+    return [
+        float(facts.endpoint is Endpoint.COMPLETIONS),
+        float(facts.endpoint is Endpoint.GENERATE),
+        -1.0 if facts.reasoning is None else float(facts.reasoning),
+        _EFFORTS.get(effort, -1.0) if isinstance(effort, str) else -1.0,
+        float(facts.has_json_schema),
+        float(len(conversation.tools)) if conversation.tools else 0.0,
+        0.0 if choice is None or choice == "auto" else 1.0 if choice == "none" else 2.0,
+        float(facts.num_messages),
+        float(conversation.num_user),
+        float(answers),
+        float(conversation.num_tool),
+        _ROLES.get(conversation.last_role, 3.0),
+        log1p(len(conversation.system)),
+        log1p(conversation.last_answer_chars) if answers else -1.0,
+        log1p(conversation.answer_chars / answers) if answers else -1.0,
+        log1p(facts.prompt_chars),
+        float(conversation.num_images),
+    ]
+
+
+def _of_text(seen: Glimpse) -> list[float]:
+    head, tail, marks, words = seen.head, seen.tail, seen.marks, seen.words
+    count = marks.count
+    size = len(marks) or 1
+    num_words = len(words)
+    end = (tail or head).rstrip()
+    last_line = len(end) - end.rfind("\n") - 1
+    first_line = head.find("\n", 1)
+    asks = "?" in end[-last_line:] if last_line else False
+    return [
+        log1p(seen.num_chars),
+        float(num_words),
+        size / (num_words + 1),
+        len(set(words)) / (num_words + 1),
+        float(count(b"\n")),
+        float(first_line if first_line >= 0 else len(head)),
+        float(last_line),
+        float(asks),
+        _ENDS.get(end[-1:], 0.0),
+        float(_OPENERS.get(words[0], 0)) if words else -1.0,
+        float(count(b"?")),
+        float(count(b":")),
+        float(count(b"`")),
+        float(count(b"|")),
+        float(count(b"#")),
+        float(count(b"!")),
+        float(head.count("\n\n")),
+        count(b"0") / size,
+        count(b"A") / size,
+        count(b"=") / size,
+        count(b"{") / size,
+        count(b"(") / size,
+        count(b'"') / size,
+        count(b",") / size,
+        count(b".") / size,
+        count(b"_") / size,
+        count(b"-") / size,
+        count(b";") / size,
+        count(b" ") / size,
+        (count(b"k") + count(b"h")) / size,
+        (count(b"y") + count(b"r") + count(b"i") + count(b"l")) / size,
+        (count(b"s") + count(b"e")) / size,
+    ]
+
+
+def _of_task(words: list[bytes]) -> list[float]:
+    distinct = set(words)
+    values = [0.0] * (2 + len(_TASK_WORDS))
+    values[0] = -1.0
+    for word in distinct & _UNITS.keys():
+        number = _number(words[words.index(word) - 1])
+        if number is not None:
+            values[0] = log1p(number)
+            values[1] = float(_UNITS[word])
+    for word in distinct & _CATEGORY.keys():
+        values[2 + _CATEGORY[word]] += 1.0
+    return values
+
+
+def _number(word: bytes) -> float | None:
+    if word.isdigit():
+        return float(word[:6])
+    value = _NUMERALS.get(word)
+    return None if value is None else float(value)

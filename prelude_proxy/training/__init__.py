@@ -1,0 +1,1 @@
+"""Data set to model: the only place that imports xgboost."""
