@@ -85,7 +85,8 @@ def _ttft_panel(axes: Axes, klass: str, runs: Mapping[str, Sequence[RunResult]])
     axes.annotate("99 %", (0.005, 0.985), xycoords=("axes fraction", "data"), fontsize=8, color="#666666", va="top")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.0f} %")
     _dress(axes, f"{klass}", "time to first token, from when it was due", "share of requests")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
 
 
 def _cdf(axes: Axes, records: Sequence[RequestRecord], target: str, colour: str) -> None:

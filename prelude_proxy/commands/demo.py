@@ -40,6 +40,15 @@ def demo(stay: bool, seconds: float, out: Path, seed: int) -> None:
     """
     scene = Scene(seconds=seconds, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
+    play(scene, out, stay=stay)
+
+
+def play(scene: Scene, out: Path, *, stay: bool) -> None:
+    """Runs the demonstration to its end, or to Ctrl-C.
+
+    Raises:
+        click.ClickException: a child failed; the message has its last words.
+    """
     try:
         uvloop.run(run(scene, out, stay=stay))
     except ChildError as error:

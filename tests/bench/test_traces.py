@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -122,7 +123,7 @@ def test_unknown_servegen_category() -> None:
 def test_renewal_gaps_have_their_mean_and_variation() -> None:
     """Gamma gaps: the rate and the coefficient of variation come out, and the start is no burst."""
     times = list(traces.renewal_arrivals(10.0, 2.0, 4000.0, random.Random(3)))
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     assert mean(gaps) == pytest.approx(0.1, rel=0.05)
     assert stdev(gaps) / mean(gaps) == pytest.approx(2.0, rel=0.1)
     starts = [next(traces.renewal_arrivals(10.0, 2.0, 1e9, random.Random(seed))) for seed in range(4000)]
