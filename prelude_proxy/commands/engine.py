@@ -32,9 +32,13 @@ _PROFILE_BLOCK_TOKENS = 16
 @click.option("--num-gpu-blocks-override", type=int, help="KV blocks.  [default: what the profile's card holds]")
 @click.option("--block-size", type=int, default=16, help="Tokens in a KV block.")
 @click.option("--max-model-len", type=int, default=8192, help="Longest prompt and answer together, in tokens.")
-@click.option("--scheduling-policy", type=click.Choice(["fcfs", "priority"]), default="fcfs", help="Order of its queue.")
+@click.option(
+    "--scheduling-policy", type=click.Choice(["fcfs", "priority"]), default="fcfs", help="Order of its queue."
+)
 @click.option("--max-num-queued-reqs", type=int, help="Refuse above this many requests, waiting or running.")
-@click.option("--enable-prefix-caching/--no-enable-prefix-caching", default=True, help="Spare the prefill of known prompts.")
+@click.option(
+    "--enable-prefix-caching/--no-enable-prefix-caching", default=True, help="Spare the prefill of known prompts."
+)
 @click.option("--seed", type=int, default=0, help="Seed of answer lengths that the request does not give.")
 @click.option("--gauge-lag-secs", type=float, default=0.0, help="Gauges read 0 for this long after the start.")
 @click.option("--startup-secs", type=float, default=0.0, help="Nothing listens for this long.")
@@ -49,7 +53,9 @@ def engine(**options: Any) -> None:
     except ConfigError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
-    run_until_signal(lambda: server.run(started=lambda url: click.echo(f"engine ({options['kind']}) listening on {url}")))
+    run_until_signal(
+        lambda: server.run(started=lambda url: click.echo(f"engine ({options['kind']}) listening on {url}"))
+    )
 
 
 def run_until_signal(main: Callable[[], Any]) -> None:

@@ -30,9 +30,9 @@ class Answer:
         self._ended.append(None)
 
     def stream_to(self, transport: asyncio.WriteTransport) -> None:
-        """From now on tokens are written here as chunks of HTTP/1.1, past the server's own writer (3 µs, not 15, a token).
+        """From now on tokens are written here as chunks of HTTP/1.1, past the server's own writer, which costs more.
 
-        The response head must be out. What was written before is made up for.
+        The response head must be out. What came before is made up for.
         """
         self._transport = transport
         for part in self._parts:

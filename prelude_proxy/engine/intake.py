@@ -121,7 +121,7 @@ def _prompt_text(payload: Mapping[str, Any]) -> str:
 
 
 def _prefix_hashes(text: str, prompt_tokens: int, block_size: int) -> tuple[int, ...]:
-    """A chained checksum for each full block of the prompt, at 4 bytes a token: a shared beginning gives equal hashes."""
+    """A chained checksum for each full block, at 4 bytes a token: prompts that begin alike share hashes."""
     num_blocks = prompt_tokens // block_size
     data = text.encode("utf-8", "replace")
     width = block_size * 4

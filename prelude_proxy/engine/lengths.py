@@ -9,7 +9,8 @@ import re
 
 _LONG = re.compile(
     r"\b(prove|proof|essay|design|step by step|in (?:full )?detail|detailed|comprehensive|implement(?:ation)?|"
-    r"write (?:a|the|full|complete)\b.{0,40}\b(?:code|program|story|report|chapter)|compare .{0,60}alternatives|\d{4} words?)\b",
+    r"write (?:a|the|full|complete)\b.{0,40}\b(?:code|program|story|report|chapter)|compare .{0,60}alternatives|"
+    r"\d{4} words?)\b",
     re.IGNORECASE | re.DOTALL,
 )
 _SHORT = re.compile(
@@ -34,5 +35,5 @@ def draw_output_tokens(text: str, seed: int) -> int:
     """Output tokens for the prompt `text`, at least 1; depends on text and seed alone."""
     digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8, key=str(seed).encode()).digest()
     median, sigma = _SHAPES[prompt_kind(text)]
-    normal = random.Random(int.from_bytes(digest)).gauss(0.0, sigma)  # noqa: S311 - a simulation, not a secret
+    normal = random.Random(int.from_bytes(digest)).gauss(0.0, sigma)
     return max(1, round(median * math.exp(normal)))

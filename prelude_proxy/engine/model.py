@@ -1,4 +1,4 @@
-"""What an engine is: its limits, what a step costs, and one request as it sees it. Values only, no behaviour over time."""
+"""What an engine is: its limits, what a step costs, one request as it sees it. Values, no behaviour over time."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class EventKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineProfile:
-    """Cost of one step on one piece of hardware, as a roofline:
+    """Cost of one step on one piece of hardware, as a roofline.
 
         step = fixed + max(load, token · (decodes + prefill)) + sequence · requests + kv_read · context + pair · pairs
 
     `requests` in the step, `context` KV tokens that decoding requests read, `pairs` (query, key) pairs of the prefill's
     attention. Decoding is bound by reading weights (`load`) and KV, prefill by arithmetic (`token`): the roofline of
-    Yuan et al., "LLM Inference Unveiled" (arXiv 2402.16363), the same terms as the regressions of Vidur (arXiv 2405.05465).
+    Yuan et al., "LLM Inference Unveiled" (arXiv 2402.16363), with the terms of Vidur's regressions (arXiv 2405.05465).
     All times in seconds.
     """
 
@@ -87,8 +87,11 @@ class EngineProfile:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"engine profile: unknown field {unknown[0]!r}, known are {', '.join(sorted(known))}")
+        checked: dict[str, Any] = {
+            key: str(value) if key == "name" else _number(key, value) for key, value in values.items()
+        }
         try:
-            return cls(**{key: value if key == "name" else _number(key, value) for key, value in values.items()})
+            return cls(**checked)
         except TypeError as error:
             raise ConfigError(f"engine profile: {error}") from None
 
@@ -99,7 +102,7 @@ def _number(key: str, value: object) -> float | int:
     return int(value) if key == "num_gpu_blocks" else float(value)
 
 
-def roofline_profile(  # noqa: PLR0913 - the data sheet of a model and a card has this many lines
+def roofline_profile(
     name: str,
     *,
     parameters: float,
@@ -227,7 +230,7 @@ class EngineConfig:
 
     @property
     def usable_blocks(self) -> int:
-        """vLLM keeps one block as the null block."""
+        """Blocks for requests: vLLM keeps one as the null block."""
         return self.num_gpu_blocks - 1
 
 

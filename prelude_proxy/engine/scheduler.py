@@ -5,18 +5,18 @@ One step is `schedule → run → postprocess`, the order and the rules of vLLM'
 - every running request that decodes gets one token; a prefill in progress gets what is left of the token budget;
 - then waiting requests are admitted in order while there is budget, a batch slot, and KV room for their whole prompt;
 - a decode step that finds no KV block preempts: the last admitted request (FCFS) or the one with the highest
-  (priority, arrival) loses its blocks, goes back to the head of the queue and is prefilled again, with what it had written;
+  (priority, arrival) loses its blocks, returns to the head of the queue and is prefilled again, output included;
 - nothing is admitted in a step that preempted.
 
-**Time** is passed in, in seconds, and kept in whole nanoseconds. A step in progress is fixed: who arrives during it waits
-for the next one. Asking `next_event_s` begins the step.
+**Time** is passed in, in seconds, and kept in whole nanoseconds. A step in progress is fixed: who arrives during it
+waits for the next one. Asking `next_event_s` begins the step.
 
 **Fast-forward.** Between two scheduling events (an arrival that could be admitted, an abort, an end, KV exhausted) each
 step does the same: all D decoding requests gain a token, so the context grows by D and the step time by D·kv_read. The
 i-th of k such steps takes c + i·g, k of them k·c + g·k(k−1)/2, and how many end by a time t is the root of a quadratic,
 exact in integers. k is bounded by the nearest end (a heap of step numbers) and by the KV blocks (`DecodeBlocks`, closed
-form too). A request is touched when it is admitted, ends, or is preempted: never in between. So a fleet simulation costs
-a few events a request, whatever the number of tokens, and gives to the nanosecond what stepping gives
+form too). A request is touched when it is admitted, ends, or is preempted: never in between. So a fleet simulation
+costs a few events a request, whatever the number of tokens, and gives to the nanosecond what stepping gives
 (tests/engine/test_fast_forward.py).
 
 Not modelled: speculative decoding, LoRA, pipeline parallelism, KV transfer, multi-modal encoders, several sequences of
@@ -28,7 +28,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import KeysView
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from prelude_proxy.engine.blocks import DecodeBlocks
 from prelude_proxy.engine.model import (
@@ -43,37 +43,11 @@ from prelude_proxy.engine.model import (
     SequenceState,
     StepCosts,
 )
+from prelude_proxy.engine.plan import Plan
 from prelude_proxy.engine.prefix import PrefixCache
 from prelude_proxy.engine.waiting import WaitingQueue
 
 NEVER_S = math.inf
-
-
-@dataclass(slots=True)
-class _Plan:
-    """`steps` like steps from `start_ns` on: the first takes `first_ns`, each further one `growth_ns` more."""
-
-    start_ns: int
-    first_ns: int
-    growth_ns: int
-    steps: int
-    prefills: list[tuple[Sequence, int]] = field(default_factory=list)
-    is_open: bool = True
-    """Scheduling it changed nothing (no admission, no preemption), so before its start it may be dropped again."""
-
-    def end_ns(self, steps: int) -> int:
-        return self.start_ns + steps * self.first_ns + self.growth_ns * steps * (steps - 1) // 2
-
-    def steps_until(self, until_ns: int) -> int:
-        """How many of the steps end by `until_ns`: the largest j with j·first + growth·j(j−1)/2 ≤ the time there is."""
-        spare = until_ns - self.start_ns
-        if spare < self.first_ns:
-            return 0
-        if self.growth_ns == 0:
-            return min(self.steps, spare // self.first_ns)
-        linear = 2 * self.first_ns - self.growth_ns
-        root = math.isqrt(linear * linear + 8 * self.growth_ns * spare)
-        return min(self.steps, (root - linear) // (2 * self.growth_ns))
 
 
 @dataclass(slots=True)
@@ -90,7 +64,7 @@ class _Counters:
 
 
 class Engine:
-    """One engine. `add` and `abort` put requests in and take them out, `advance` lets time pass and tells what happened."""
+    """One engine. `add` and `abort` put requests in and take them out, `advance` lets time pass."""
 
     __slots__ = (
         "_clock_ns",
@@ -129,14 +103,14 @@ class Engine:
         self._ends: list[tuple[int, int, Sequence]] = []  # heap of (step number, serial, who then ends)
         self._partial: Sequence | None = None  # the one prefill that needs more than one step, if any
         self._held_blocks = 0  # by prefills; under reserve_output by all
-        self._plan: _Plan | None = None
+        self._plan: Plan | None = None
         self._clock_ns = 0
         self._steps = 0
         self._serial = 0
         self._events: list[Event] = []
         self._count = _Counters()
 
-    # --- the driver's side ------------------------------------------------------------------------------------------
+    # --- the driver's side --------------------------------------------------------------------------------------------
 
     @property
     def num_unfinished(self) -> int:
@@ -290,9 +264,9 @@ class Engine:
         else:
             plan.steps = 1
 
-    # --- schedule → run → postprocess -----------------------------------------------------------------------------------
+    # --- schedule → run → postprocess ---------------------------------------------------------------------------------
 
-    def _schedule(self) -> _Plan | None:
+    def _schedule(self) -> Plan | None:
         if not self._running and not self._waiting.count:
             return None
         preempted = self._make_room()
@@ -308,7 +282,7 @@ class Engine:
             plan.steps = self._stretch()
         return plan
 
-    def _run(self, plan: _Plan, steps: int) -> None:
+    def _run(self, plan: Plan, steps: int) -> None:
         end_ns = plan.end_ns(steps)
         self._count.busy_ns += end_ns - plan.start_ns
         self._count.generation_tokens += steps * self._decode.count
@@ -317,7 +291,7 @@ class Engine:
         plan.first_ns += steps * plan.growth_ns
         plan.steps -= steps
 
-    def _postprocess(self, plan: _Plan) -> None:
+    def _postprocess(self, plan: Plan) -> None:
         self._plan = None
         now_s = self.clock_s
         for sequence, tokens in plan.prefills:
@@ -329,7 +303,7 @@ class Engine:
             if _is_due(sequence, at_step):
                 self._finish(sequence, now_s)
 
-    # --- parts of schedule ----------------------------------------------------------------------------------------------
+    # --- parts of schedule --------------------------------------------------------------------------------------------
 
     def _make_room(self) -> bool:
         """Preempt until every decoding request has a block for its next token."""
@@ -404,13 +378,13 @@ class Engine:
             sequence.cached_tokens = cached
         return cached
 
-    def _price(self, prefills: list[tuple[Sequence, int]]) -> _Plan:
+    def _price(self, prefills: list[tuple[Sequence, int]]) -> Plan:
         decode = self._decode
         prefill_tokens = sum(tokens for _, tokens in prefills)
         pairs = sum(tokens * sequence.computed + tokens * (tokens + 1) // 2 for sequence, tokens in prefills)
         context = decode.tokens(self._steps + 1)
         first_ns = self._costs.step_ns(decode.count, context, len(prefills), prefill_tokens, pairs)
-        return _Plan(self._clock_ns, first_ns, self._costs.kv_read * decode.count, 1, prefills)
+        return Plan(self._clock_ns, first_ns, self._costs.kv_read * decode.count, 1, prefills)
 
     def _stretch(self) -> int:
         """How many equal steps lie ahead: until someone ends or the KV cache is full."""
@@ -422,7 +396,7 @@ class Engine:
             return steps
         return self._decode.max_steps(self._steps, steps, self._usable_blocks - self._held_blocks)
 
-    # --- parts of postprocess -------------------------------------------------------------------------------------------
+    # --- parts of postprocess -----------------------------------------------------------------------------------------
 
     def _prefilled(self, sequence: Sequence, tokens: int, now_s: float) -> None:
         sequence.computed += tokens
@@ -454,7 +428,7 @@ class Engine:
         self._count.finished += 1
         self._events.append(Event(EventKind.FINISHED, now_s, sequence))
 
-    # --- KV and membership ----------------------------------------------------------------------------------------------
+    # --- KV and membership --------------------------------------------------------------------------------------------
 
     def _leave(self, sequence: Sequence) -> None:
         """Out of the batch, with all its blocks. The caller sets the new state."""
@@ -487,8 +461,8 @@ class Engine:
     def _blocks_to_admit(self, sequence: Sequence) -> int:
         """The whole prompt must fit although only its first chunk is allocated (`scheduler_reserve_full_isl`)."""
         if self.config.reserve_output:
-            most = self.config.max_model_len - sequence.prompt_tokens
-            return self._blocks(sequence.prompt_tokens + min(max(sequence.reserve_tokens, sequence.output_tokens), most))
+            reserve = max(sequence.reserve_tokens, sequence.output_tokens)
+            return self._blocks(min(sequence.prompt_tokens + reserve, self.config.max_model_len))
         return self._blocks(sequence.kv_tokens)
 
     def _used_blocks(self, step: int) -> int:

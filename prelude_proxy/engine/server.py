@@ -26,7 +26,9 @@ KEEPALIVE_S = 5.0
 """vLLM's HTTP server closes an idle connection after this long."""
 MAX_BODY_BYTES = 64 * 2**20
 _VERSIONS = {EngineKind.VLLM: "0.32.0", EngineKind.TGI: "3.3.7", EngineKind.SGLANG: "0.5.0"}
-_BUSY = "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
+_BUSY = (
+    "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
+)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -176,8 +178,16 @@ class EngineServer:
         del request
         name = self._config.served_model_name
         owner = "vllm" if self._config.kind is EngineKind.VLLM else name
-        card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": owner, "root": name, "parent": None}
-        return _json({"object": "list", "data": [card | {"max_model_len": self._config.engine.max_model_len}]})
+        card = {
+            "id": name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": owner,
+            "root": name,
+            "parent": None,
+            "max_model_len": self._config.engine.max_model_len,
+        }
+        return _json({"object": "list", "data": [card]})
 
     async def _health(self, request: web.Request) -> web.Response:
         del request

@@ -9,8 +9,8 @@ from typing import Protocol
 from prelude_proxy.engine.model import EngineStats, EventKind, Sequence, SequenceState
 from prelude_proxy.engine.scheduler import Engine
 
-MIN_SLEEP_S = 0.001
-"""The event loop's timers have a resolution of 1 ms; steps shorter than that are completed several at a time."""
+TIMER_GRAIN_S = 0.001
+"""Resolution of the event loop's timers; steps shorter than that are handed out several at a time."""
 MAX_CATCH_UP_S = 0.25
 """A process that was stopped for longer resumes where it stood, as an engine would, instead of rushing."""
 
@@ -63,17 +63,15 @@ class EngineService:
     async def run(self) -> None:
         """Steps for ever; cancel to stop."""
         while True:
+            self._hand_out(self._now_s())
             next_step_s = self._engine.next_step_s()
             if next_step_s == float("inf"):
                 self._has_work.clear()
                 await self._has_work.wait()
                 continue
-            now_s = self._now_s()
-            if now_s < next_step_s:
-                await asyncio.sleep(max(next_step_s - now_s, MIN_SLEEP_S))
-            else:
-                self._hand_out(now_s)
-                await asyncio.sleep(0)  # the loop must come round even if steps take less than their hand-out
+            delay_s = next_step_s - self._now_s()
+            # rounded up to the timer's grain, so that one wake-up suffices; 0: behind, but others must have their turn
+            await asyncio.sleep(delay_s + TIMER_GRAIN_S / 2 if delay_s > 0 else 0)
 
     def _now_s(self) -> float:
         now_s = self._clock() - self._origin_s

@@ -91,6 +91,7 @@ class _OpenAI(Wire):
         self._templates: dict[int, tuple[bytes, bytes]] = {}
 
     def token(self, index: int, position: int, text: bytes) -> bytes:
+        """One event, without a `usage`."""
         del position
         template = self._templates.get(index)
         if template is None:
@@ -98,6 +99,7 @@ class _OpenAI(Wire):
         return template[0] + text + template[1]
 
     def ending(self, index: int, position: int, text: bytes, choice: Choice) -> bytes:
+        """The event with the finish reason; after a stop token its text is empty."""
         del position
         chunk = self._chunk(self._piece(index, text.decode(), choice.reason))
         if not self._include_usage:
@@ -105,6 +107,7 @@ class _OpenAI(Wire):
         return _sse(chunk)
 
     def closing(self, usage: Usage) -> bytes:
+        """The usage if it was asked for, then `[DONE]`."""
         done = b"data: [DONE]\n\n"
         if not self._include_usage:
             return done
@@ -112,6 +115,7 @@ class _OpenAI(Wire):
         return _sse(self._chunk(None) | last) + done
 
     def whole(self, choices: list[Choice], usage: Usage) -> bytes:
+        """One JSON object."""
         return _dumps(
             {
                 "id": self._id,
@@ -152,6 +156,7 @@ class ChatWire(_OpenAI):
     _chunk_object = "chat.completion.chunk"
 
     def opening(self, index: int) -> bytes:
+        """The role comes with the first token."""
         delta = {"role": "assistant", "content": ""}
         return _sse(self._chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None}))
 
@@ -177,6 +182,7 @@ class CompletionWire(_OpenAI):
     _chunk_object = "text_completion"
 
     def opening(self, index: int) -> bytes:
+        """Nothing."""
         del index
         return b""
 
@@ -199,10 +205,12 @@ class TgiWire(Wire):
         self._as_list = as_list
 
     def opening(self, index: int) -> bytes:
+        """Nothing."""
         del index
         return b""
 
     def token(self, index: int, position: int, text: bytes) -> bytes:
+        """Positions count from 1."""
         del index
         return b'data:{"index":%d,"token":%b,"generated_text":null,"details":null}\n\n' % (
             position + 1,
@@ -210,6 +218,7 @@ class TgiWire(Wire):
         )
 
     def ending(self, index: int, position: int, text: bytes, choice: Choice) -> bytes:
+        """Carries the whole text, and the only token count."""
         del index
         details = self._finish(choice) | {"input_length": self._prompt_tokens}
         return b'data:{"index":%d,"token":%b,"generated_text":%b,"details":%b}\n\n' % (
@@ -220,10 +229,12 @@ class TgiWire(Wire):
         )
 
     def closing(self, usage: Usage) -> bytes:
+        """Nothing: the last token's event was the end."""
         del usage
         return b""
 
     def whole(self, choices: list[Choice], usage: Usage) -> bytes:
+        """Only the first choice (`best_of` keeps one)."""
         del usage
         answer: dict[str, Any] = {"generated_text": choices[0].text}
         if self._details:

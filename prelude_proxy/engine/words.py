@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-_WORDS = tuple(
-    f" {word}".encode()
-    for word in (
-        "the of and to in is that it was for on are as with his they at be this from have or by one had not but what all "
-        "were when we there can an your which their said if do will each about how up out them then she many some so "
-        "these would other into has more her two like him see time could no make than first been its who now people my"
-    ).split()
+_TEXT = (
+    "the of and to in is that it was for on are as with his they at be this from have or by one had not but what all "
+    "were when we there can an your which their said if do will each about how up out them then she many some so "
+    "these would other into has more her two like him see time could no make than first been its who now people my"
 )
+_WORDS = tuple(f" {word}".encode() for word in _TEXT.split())
 
 
 def text_bytes(start: int, first: int, last: int) -> bytes:
