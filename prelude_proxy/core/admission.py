@@ -123,6 +123,8 @@ class Admission:
         self._waiting: dict[_Lane, None] = {}
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._empty_since: dict[PoolSlots, float] = {}
+        self._out: dict[BackendSlots, None] = {}
+        """Backends not available; some come back by time alone."""
         self._num_held = 0
         self._num_held_bytes = 0
         self._accepting = True
@@ -158,8 +160,8 @@ class Admission:
                 oldest = self._oldest_of(pool)
                 if oldest is not None:
                     times.append(self._cold_deadline(pool, oldest))
-            if self._num_held:
-                times += [at for backend in pool.backends if (at := backend.health.next_change(now)) is not None]
+        if self._num_held:
+            times += [at for backend in self._out if (at := backend.health.next_change(now)) is not None]
         return min(times) if times else None
 
     # --- events -------------------------------------------------------------------------------------------------------
@@ -169,7 +171,7 @@ class Admission:
         pool = ticket.route.pool
         pool.arrived(ticket.klass, now)
         pool.measure_reserves(now)
-        self._refresh_stale(pool, now)
+        self._refresh_out(now)
         reason = self._refusal(ticket, now)
         if reason is not None:
             return [Reject(ticket, reason, self.retry_after_s(ticket.klass, now))]
@@ -251,7 +253,9 @@ class Admission:
     def add_backend(self, backend: BackendSlots, now: float) -> None:
         """A backend joins its pool."""
         backend.pool.backends.append(backend)
+        self._out[backend] = None
         self._note_emptiness(backend.pool, now)
+        self.refresh(backend, now)
 
     # --- books --------------------------------------------------------------------------------------------------------
 
@@ -260,6 +264,10 @@ class Admission:
         available = backend.health.is_available(now)
         if available != backend.available:
             backend.available = available
+            if available:
+                self._out.pop(backend, None)
+            else:
+                self._out[backend] = None
             self._note_emptiness(backend.pool, now)
         mask = backend.compute_mask()
         if mask != backend.open_mask:
@@ -417,12 +425,10 @@ class Admission:
         else:
             self._empty_since.setdefault(pool, now)
 
-    def _refresh_stale(self, pool: PoolSlots, now: float) -> None:
+    def _refresh_out(self, now: float) -> None:
         """Suspensions and ejections end by time alone: look again before saying that nobody is free."""
-        if not self._waiting:
-            for backend in pool.backends:
-                if not backend.available:
-                    self.refresh(backend, now)
+        for backend in list(self._out):
+            self.refresh(backend, now)
 
     def _drop_dead_deadlines(self) -> None:
         while self._deadlines and not self._deadlines[0][2].held:

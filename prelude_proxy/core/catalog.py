@@ -41,16 +41,18 @@ class Catalog:
             if name == pool.name:
                 route.attach(self._eligible(pool, route.model))
 
-    def resolve(self, model: str | None, pool: str | None = None) -> Route:
-        """The route for `model`, in `pool` if a rule named one.
+    def resolve(self, model: str | None, pool: str | None = None, *, needs_name: bool = False) -> Route:
+        """The route for `model`, in `pool` if a rule named one; for a request that names none, the first pool's.
 
         Raises:
-            ClientError: 404, nobody serves it; 400, no model is named and it is not clear which is meant.
+            ClientError: 404, nobody serves it; 400, it names no model though its endpoint `needs_name`.
         """
-        if pool is not None:
+        if pool is not None and (model is not None or not needs_name):
             return self._route(self._pools[pool], model)
         if model is None:
-            return self._without_name()
+            if needs_name:
+                raise ClientError(f"'model' is required.{self._names_hint()}", param="model")
+            return self._route(next(iter(self._pools.values())), None)
         for name, declared in self._declared.items():
             if model in declared:
                 return self._route(self._pools[name], model)
@@ -76,11 +78,6 @@ class Catalog:
                 for backend in pool.backends:
                     names.update(backend.models or ())
         return sorted(names)
-
-    def _without_name(self) -> Route:
-        if len(self._pools) == 1:
-            return self._route(next(iter(self._pools.values())), None)
-        raise ClientError(f"'model' is required.{self._names_hint()}", param="model")
 
     def _may_serve(self, pool: PoolSlots, model: str) -> bool:
         """Some backend lists it, or is not known well enough to say no."""

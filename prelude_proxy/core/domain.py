@@ -90,6 +90,8 @@ class RequestFacts:
     reasoning: bool | None = None
     """The reasoning switch: True on, False off, None not said."""
     tenant: str | None = None
+    may_raise_class: bool = False
+    """Whether `x-prelude-class` of this caller may also raise its class."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Lower-case names. Only what rules and features may look at; never forwarded from here."""
     payload: Mapping[str, Any] | None = None

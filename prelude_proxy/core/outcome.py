@@ -40,8 +40,8 @@ class Outcome(Enum):
     SHUTTING_DOWN = Meaning("shutting_down")
     CLIENT_GONE = Meaning("client_gone")
     CONNECT_FAILED = Meaning("connect_failed", backend_fault=True, retryable=True, free_retry=True)
-    STALE_CONNECTION = Meaning("stale_connection", retryable=True, free_retry=True)
-    ENGINE_BUSY = Meaning("engine_busy", retryable=True)
+    STALE_CONNECTION = Meaning("stale_connection", retryable=True)
+    ENGINE_BUSY = Meaning("engine_busy", retryable=True, free_retry=True)
     """The engine's own admission control said no (vLLM 503, TGI 429): full, not ill."""
     UPSTREAM_5XX = Meaning("upstream_5xx", backend_fault=True)
     UPSTREAM_RESET = Meaning("upstream_reset", backend_fault=True)

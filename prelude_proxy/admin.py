@@ -1,0 +1,160 @@
+"""The admin port: `/metrics`, `/healthz`, `/readyz`, `/status`. Reads live state, changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+from aiohttp import web
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from prelude_proxy import __version__
+from prelude_proxy.core.health import BreakerState
+from prelude_proxy.core.limits import BackendSlots
+from prelude_proxy.dispatcher import Dispatcher
+from prelude_proxy.judge import Judge
+from prelude_proxy.metrics import Metrics, gauge
+from prelude_proxy.poller import Poller
+
+_BREAKER_VALUES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+
+
+class Admin:
+    """What operators, probes and Prometheus see."""
+
+    def __init__(
+        self,
+        *,
+        metrics: Metrics,
+        dispatcher: Dispatcher,
+        judge: Judge,
+        pollers: Mapping[str, Poller],
+        is_draining: Callable[[], bool],
+        started_at: float,
+    ) -> None:
+        self._metrics = metrics
+        self._dispatcher = dispatcher
+        self._judge = judge
+        self._pollers = pollers
+        self._is_draining = is_draining
+        self._started_at = started_at
+        metrics.add_collector(self._gauges)
+
+    def application(self) -> web.Application:
+        """The routes of the admin port."""
+        app = web.Application()
+        app.router.add_get("/metrics", self._serve_metrics)
+        app.router.add_get("/healthz", self._serve_alive)
+        app.router.add_get("/readyz", self._serve_ready)
+        app.router.add_get("/status", self._serve_status)
+        return app
+
+    def is_ready(self) -> bool:
+        """Some backend is available and the proxy is not draining."""
+        return not self._is_draining() and any(backend.available for backend in self._backends())
+
+    def status(self) -> dict[str, Any]:
+        """The state of everything that decides, as plain data."""
+        admission = self._dispatcher.admission
+        now = self._dispatcher.now()
+        classifier = self._judge.classifier
+        return {
+            "version": __version__,
+            "uptime_s": round(now - self._started_at, 1),
+            "ready": self.is_ready(),
+            "draining": self._is_draining(),
+            "queue": {"held": admission.num_held, "bytes": admission.num_held_bytes},
+            "classes": {
+                spec.name: {
+                    "priority": spec.priority,
+                    "max_output_tokens": spec.max_output_tokens,
+                    "held": admission.num_held_of(c),
+                    "inflight": sum(len(backend.permits[c]) for backend in self._backends()),
+                }
+                for c, spec in enumerate(self._judge.classes)
+            },
+            "pools": {
+                pool.name: [self._describe(backend, now) for backend in pool.backends] for pool in admission.pools
+            },
+            "classifier": asdict(classifier.statistics()) if classifier is not None else None,
+        }
+
+    def _describe(self, backend: BackendSlots, now: float) -> dict[str, Any]:
+        view = self._pollers[backend.name].view
+        names = [spec.name for spec in self._judge.classes]
+        return {
+            "name": backend.name,
+            "available": backend.available,
+            "reachable": backend.health.reachable,
+            "breaker": backend.health.breaker(now),
+            "window": backend.window.size,
+            "engine_limit": backend.window.limit,
+            "inflight": {name: len(permits) for name, permits in zip(names, backend.permits, strict=True)},
+            "reserves": dict(zip(names, backend.reserves, strict=True)),
+            "outstanding_work_tokens": backend.outstanding_work,
+            "telemetry": asdict(view.sample) | {"age_s": _age(view.sampled_at, now)},
+            "models": sorted(backend.models or ()),
+            "last_error": view.last_error,
+        }
+
+    def _backends(self) -> list[BackendSlots]:
+        return [backend for pool in self._dispatcher.admission.pools for backend in pool.backends]
+
+    def _gauges(self) -> Iterable[Metric]:
+        admission = self._dispatcher.admission
+        names = [spec.name for spec in self._judge.classes]
+        backends = self._backends()
+        now = self._dispatcher.now()
+        yield gauge(
+            "queue_depth",
+            "Requests held.",
+            ("class",),
+            [((name,), admission.num_held_of(c)) for c, name in enumerate(names)],
+        )
+        yield gauge("queue_bytes", "Body bytes of requests held.", (), [((), admission.num_held_bytes)])
+        inflight = GaugeMetricFamily(
+            "prelude_proxy_inflight", "Requests at a backend, by the class they count for.", labels=("class", "backend")
+        )
+        for backend in backends:
+            for name, permits in zip(names, backend.permits, strict=True):
+                inflight.add_metric((name, backend.name), len(permits))
+        yield inflight
+        windows = [((backend.name,), backend.window.size) for backend in backends]
+        yield gauge("window", "Requests a backend may hold.", ("backend",), windows)
+        up = [((backend.name,), backend.available) for backend in backends]
+        yield gauge("backend_up", "1 when it may get work.", ("backend",), up)
+        yield gauge(
+            "breaker_state",
+            "Circuit breaker: 0 closed, 1 half open, 2 open.",
+            ("backend",),
+            [((b.name,), _BREAKER_VALUES[b.health.breaker(now)]) for b in backends],
+        )
+        ages = [((b.name,), _age(self._pollers[b.name].view.sampled_at, now)) for b in backends]
+        yield gauge(
+            "telemetry_age_seconds",
+            "Age of the last telemetry sample.",
+            ("backend",),
+            [(labels, age) for labels, age in ages if age is not None],
+        )
+
+    async def _serve_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.page(), headers={"content-type": "text/plain; version=0.0.4"})
+
+    async def _serve_alive(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _serve_ready(self, _: web.Request) -> web.Response:
+        if self.is_ready():
+            return web.Response(text="ready\n")
+        return web.Response(status=503, text="draining\n" if self._is_draining() else "no backend is available\n")
+
+    async def _serve_status(self, _: web.Request) -> web.Response:
+        body = orjson.dumps(self.status(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str)
+        return web.Response(body=body, content_type="application/json")
+
+
+def _age(at: float | None, now: float) -> float | None:
+    return None if at is None else round(now - at, 3)

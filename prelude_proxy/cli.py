@@ -1,0 +1,23 @@
+"""`prelude-proxy`: the command line. Each flag has an environment variable `PRELUDE_…`."""
+
+from __future__ import annotations
+
+import click
+
+from prelude_proxy import __version__
+from prelude_proxy.commands import bench, demo, engine, serve
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="prelude-proxy")
+def main() -> None:
+    """A class-aware front door for self-hosted LLM fleets."""
+
+
+for _module in (serve, bench, demo, engine):
+    for _command in _module.commands:
+        main.add_command(_command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What is taken from a client before anything is decided: the body, bounded; who it is; how long it will wait."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from aiohttp import web
+
+from prelude_proxy.errors import ClientError
+
+_ID = re.compile(r"[\x21-\x7e]{1,200}")
+_NOBODY = ""
+
+
+async def read_body(request: web.BaseRequest, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body as it came.
+
+    Raises:
+        ClientError: 413, longer than `max_bytes`; 408, not there after `timeout_s`; 415, compressed.
+    """
+    length = request.content_length
+    if length is not None and length > max_bytes:
+        raise _too_large(max_bytes)
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise ClientError("compressed request bodies are not supported", status=415)
+    content = request.content
+    if content.is_eof():  # usual: it came with the head
+        body = content.read_nowait()
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+        return body
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            while piece := await content.readany():
+                size += len(piece)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                pieces.append(piece)
+    except TimeoutError:
+        raise ClientError(f"the body did not arrive within {timeout_s:g} s", status=408) from None
+    except web.RequestPayloadError as error:
+        raise ClientError(f"the body is broken: {error}") from None
+    return b"".join(pieces)
+
+
+def request_id_of(headers: Mapping[str, str]) -> str:
+    """`x-request-id`, else `x-correlation-id`, if it can travel in a header; else a new one."""
+    given = headers.get("x-request-id") or headers.get("x-correlation-id")
+    if given and _ID.fullmatch(given):
+        return given
+    return os.urandom(16).hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a request."""
+
+    name: str | None
+    may_raise_class: bool = False
+
+
+class Callers:
+    """Tells callers apart, lets in those who may."""
+
+    def __init__(
+        self,
+        *,
+        tenants: Mapping[str, Caller],
+        api_key: str | None = None,
+        trust_class_header: bool = False,
+        max_tenants: int = 1024,
+    ) -> None:
+        """`tenants`: API key → caller. With an `api_key`, or with tenants and one, others are turned away."""
+        self._tenants = dict(tenants)
+        self._api_key = api_key
+        self._trust = trust_class_header
+        self._max_tenants = max_tenants
+        self._lines: set[str] = set()
+
+    def authenticate(self, headers: Mapping[str, str]) -> Caller:
+        """The caller behind these headers: by API key, `x-tenant-id`, `x-user-id`, else a hash of its key.
+
+        Raises:
+            ClientError: 401, a key is required and this is none.
+        """
+        key = _bearer(headers)
+        known = self._tenants.get(key) if key else None
+        if known is not None:
+            return Caller(known.name, known.may_raise_class or self._trust)
+        if self._api_key is not None and key != self._api_key:
+            raise ClientError("A valid API key is required.", status=401, kind="authentication_error")
+        name = headers.get("x-tenant-id") or headers.get("x-user-id")
+        if not name and key:
+            name = _fingerprint(key)
+        return Caller(name[:200] if name else None, self._trust)
+
+    def line_of(self, tenant: str | None) -> str:
+        """Name of the line this tenant waits in: its own, or the common one when there are too many."""
+        if tenant is None or tenant in self._lines:
+            return tenant or _NOBODY
+        if len(self._lines) >= self._max_tenants:
+            return _NOBODY
+        self._lines.add(tenant)
+        return tenant
+
+    def deadline(self, headers: Mapping[str, str], arrival: float, latest: float) -> float:
+        """Until when the request may be held: its class's bound or the client's, whichever is earlier."""
+        if "x-prelude-no-queue" in headers and headers["x-prelude-no-queue"].lower() not in {"0", "false"}:
+            return arrival
+        wanted = headers.get("x-prelude-deadline-ms")
+        if wanted is None:
+            return latest
+        try:
+            return min(latest, arrival + max(0.0, float(wanted)) / 1e3)
+        except ValueError:
+            return latest
+
+
+def _too_large(max_bytes: int) -> ClientError:
+    return ClientError(f"the body is longer than {max_bytes} bytes", status=413, kind="request_too_large")
+
+
+def _bearer(headers: Mapping[str, str]) -> str | None:
+    value = headers.get("authorization")
+    if value is None:
+        return headers.get("x-api-key")
+    scheme, _, key = value.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
+
+
+@lru_cache(maxsize=4096)
+def _fingerprint(key: str) -> str:
+    """A name for a caller that is only known by its key: tells callers apart, tells nobody the key."""
+    return "key-" + hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=6).hexdigest()

@@ -1,0 +1,171 @@
+"""Telemetry scrapes, health probes and model discovery: a small task a backend, so that none can delay another."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from prelude_proxy.core.catalog import Catalog
+from prelude_proxy.core.domain import EngineKind
+from prelude_proxy.core.headers import request_head
+from prelude_proxy.core.telemetry import Sample, has_telemetry, parse_metrics
+from prelude_proxy.dispatcher import Dispatcher
+from prelude_proxy.errors import UpstreamError
+from prelude_proxy.proxy import Engine
+from prelude_proxy.upstream import Upstream
+
+log = logging.getLogger("prelude_proxy.poller")
+
+_MAX_PAGE_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class PollerSettings:
+    """How often and how long; the same words as in the configuration."""
+
+    interval_s: float
+    timeout_s: float
+    stale_after_s: float
+    health_interval_s: float
+    health_timeout_s: float
+    discovery_interval_s: float
+
+
+@dataclass(slots=True)
+class BackendView:
+    """What the poller knows of one backend, for `/status` and `/v1/models`."""
+
+    sample: Sample = field(default_factory=Sample)
+    sampled_at: float | None = None
+    """Event-loop clock of the last sample that held something."""
+    last_error: str | None = None
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Model name → its object as the backend lists it."""
+    num_scrapes: int = 0
+
+
+class Poller:
+    """Watches one backend."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        control: Upstream,
+        settings: PollerSettings,
+        *,
+        dispatcher: Dispatcher,
+        catalog: Catalog,
+    ) -> None:
+        """`control`: connections of its own, so that scrapes never wait behind data."""
+        self.view = BackendView()
+        self._engine = engine
+        self._control = control
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._catalog = catalog
+
+    async def run(self) -> None:
+        """Probe, scrape and discover until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._every(lambda: self._settings.health_interval_s, self.probe))
+            tasks.create_task(self._every(lambda: self._settings.discovery_interval_s, self.discover))
+            if has_telemetry(self._engine.kind):
+                tasks.create_task(self._every(lambda: self._settings.interval_s, self.scrape))
+
+    async def probe(self) -> None:
+        """One health probe."""
+        slots = self._engine.slots
+        was_reachable = slots.health.reachable
+        try:
+            status, _ = await self._get(b"/health", self._settings.health_timeout_s)
+            # a server without /health that answers is there all the same
+            healthy = status < 500 or self._engine.kind is EngineKind.OPENAI
+            reason = f"/health answered {status}"
+        except (UpstreamError, TimeoutError) as error:
+            healthy, reason = False, str(error) or "no answer in time"
+        self.view.last_error = None if healthy else reason
+        change: Callable[[], None] = slots.health.probe_succeeded if healthy else slots.health.probe_failed
+        self._dispatcher.changed(slots, change)
+        if healthy and not was_reachable:
+            log.info("backend %s is up", slots.name)
+            await self.discover()
+        elif was_reachable and not slots.health.reachable:
+            log.warning("backend %s is down: %s", slots.name, reason)
+
+    async def scrape(self) -> None:
+        """One telemetry scrape; a failed one changes nothing: the window stays where it is."""
+        try:
+            status, page = await self._get(b"/metrics", self._settings.timeout_s)
+        except (UpstreamError, TimeoutError):
+            return
+        self.view.num_scrapes += 1
+        sample = parse_metrics(self._engine.kind, page) if status == 200 else Sample()
+        if not sample.is_empty:
+            self.view.sample, self.view.sampled_at = sample, self._dispatcher.now()
+            self._dispatcher.observe(self._engine.slots, sample)
+        self._engine.has_telemetry = self.is_fresh()
+
+    async def discover(self) -> None:
+        """Learn which models the backend serves; one that cannot say is taken to serve those of its pool."""
+        if not self._engine.slots.health.reachable:
+            return
+        try:
+            status, body = await self._get(b"/v1/models", self._settings.health_timeout_s)
+        except (UpstreamError, TimeoutError):
+            return
+        models = _listed(body) if status == 200 else {}
+        self.view.models = models
+        if self._catalog.set_models(self._engine.slots, frozenset(models) or None):
+            log.info("backend %s serves %s", self._engine.slots.name, ", ".join(models) or "models it does not list")
+            self._dispatcher.changed(self._engine.slots)
+
+    def is_fresh(self) -> bool:
+        """Whether telemetry is recent enough to be believed."""
+        sampled_at = self.view.sampled_at
+        return sampled_at is not None and self._dispatcher.now() - sampled_at <= self._settings.stale_after_s
+
+    async def _get(self, path: bytes, timeout_s: float) -> tuple[int, bytes]:
+        control = self._control
+        head = request_head(
+            "GET",
+            control.base_path + path,
+            (),
+            authority=control.authority,
+            body_length=None,
+            replaced=self._engine.extra_headers,
+        )
+        async with asyncio.timeout(timeout_s):
+            response = await control.send(head)
+            try:
+                return response.status, await response.read_all(_MAX_PAGE_BYTES)
+            finally:
+                response.abort()
+
+    async def _every(self, interval_s: Callable[[], float], action: Callable[[], Any]) -> None:
+        """Run `action` now and then every interval, a little out of step with the other backends."""
+        is_failing = False
+        while True:
+            began = self._dispatcher.now()
+            try:
+                await action()
+                is_failing = False
+            except Exception:  # one bad answer must not end the watch over a backend, nor fill the log
+                if not is_failing:
+                    log.exception("watching backend %s", self._engine.slots.name)
+                is_failing = True
+            wanted = interval_s() * random.uniform(0.95, 1.05)
+            await asyncio.sleep(max(0.0, wanted - (self._dispatcher.now() - began)))
+
+
+def _listed(body: bytes) -> dict[str, dict[str, Any]]:
+    try:
+        entries = orjson.loads(body)["data"]
+        return {entry["id"]: entry for entry in entries if isinstance(entry["id"], str)}
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,545 @@
+"""The journey of a request, top to bottom: `Proxy.handle`.
+
+read (bounded) → parse → classify → admit (may hold, reject, expire) → send → relay → one record of how it ended.
+
+What is retried is visible here and only here: outcomes that the table in `core.outcome` marks retryable, before the
+first byte reached the client, within a budget, with the original arrival time. A client that leaves is an outcome at
+every stage (`CancelledError` from the server), never a fault of the backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from prelude_proxy.classifier import Observation
+from prelude_proxy.core.admission import DropReason
+from prelude_proxy.core.catalog import Catalog
+from prelude_proxy.core.dialects import error_body
+from prelude_proxy.core.domain import Dialect, Endpoint, EngineKind, RequestFacts
+from prelude_proxy.core.headers import end_to_end, request_head
+from prelude_proxy.core.limits import BackendSlots, Route
+from prelude_proxy.core.outcome import Outcome
+from prelude_proxy.core.parse import dialect_of, endpoint_of, parse_request
+from prelude_proxy.core.queues import Ticket
+from prelude_proxy.core.rates import DecayingRate
+from prelude_proxy.core.sse import StreamObserver, error_event, find_usage
+from prelude_proxy.dispatcher import Dispatcher, Slot
+from prelude_proxy.errors import (
+    ClientError,
+    ShedError,
+    UpstreamConnectError,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamStaleError,
+    UpstreamTimeoutError,
+)
+from prelude_proxy.intake import Callers, read_body, request_id_of
+from prelude_proxy.judge import Judge, Verdict
+from prelude_proxy.upstream import Response, Upstream
+
+log = logging.getLogger("prelude_proxy")
+
+_TAIL_BYTES = 2048
+_BUSY_BODY_BYTES = 64 * 1024
+# vLLM --max-num-queued-reqs, SGLang --max-queued-requests and gateways between us and them word it differently
+_BUSY_WORDS = (b"queue", b"overload", b"too many", b"capacity")
+
+
+@dataclass(slots=True)
+class Engine:
+    """A backend as the journey needs it: its slots, its connections, what it speaks."""
+
+    slots: BackendSlots
+    upstream: Upstream
+    kind: EngineKind
+    has_telemetry: bool
+    extra_headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    """Sent to this backend in place of the client's (its API key)."""
+    class_headers: tuple[Mapping[bytes, bytes], ...] = ()
+    """By class: in-engine priority."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Everything about one request that outlives its stages; becomes the access record and the metrics."""
+
+    id: str
+    method: str
+    path: str
+    arrival: float
+    """Event-loop clock, seconds."""
+    started_at: float
+    """Wall clock, seconds since the epoch."""
+    dialect: Dialect
+    peer: str | None = None
+    facts: RequestFacts | None = None
+    verdict: Verdict | None = None
+    observation: Observation | None = None
+    outcome: Outcome = Outcome.INTERNAL
+    status: int = 0
+    error: str | None = None
+    backend: str | None = None
+    num_attempts: int = 0
+    held_s: float = 0.0
+    classify_s: float = 0.0
+    ready_at: float = 0.0
+    """When it was classified and asked for a slot."""
+    dispatched_at: float = 0.0
+    first_token_at: float = 0.0
+    finished_at: float = 0.0
+    request_bytes: int = 0
+    response_bytes: int = 0
+    output_tokens: int | None = None
+    is_streamed: bool = False
+    promoted_to: int | None = None
+    prompt: str | None = None
+    """Only when logging of prompts was asked for."""
+
+    @property
+    def class_name(self) -> str:
+        """Class it was given, or empty when it never came to that."""
+        return self.verdict.classification.name if self.verdict else ""
+
+
+class Recorder(Protocol):
+    """Takes the finished exchange: metrics, access log."""
+
+    def finished(self, exchange: Exchange) -> None:
+        """One call a request, whatever happened to it."""
+        ...
+
+    def retried(self, exchange: Exchange, reason: Outcome) -> None:
+        """Another attempt is about to be made."""
+        ...
+
+    def promoted(self, exchange: Exchange, klass: int) -> None:
+        """The stream outgrew its class."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """The few numbers the journey itself needs."""
+
+    max_body_bytes: int
+    body_timeout_s: float
+    queue_timeouts_s: tuple[float, ...]
+    """By class."""
+    promotions: tuple[tuple[int, int] | None, ...]
+    """By class: (output tokens beyond which a stream no longer belongs to it, the class it then belongs to)."""
+    max_attempts: int = 3
+    retry_budget: float = 0.2
+    show_backend: bool = True
+    show_timing: bool = True
+    log_prompts: bool = False
+
+
+class Proxy:
+    """Carries requests from clients to engines."""
+
+    def __init__(
+        self,
+        settings: ProxySettings,
+        *,
+        catalog: Catalog,
+        judge: Judge,
+        dispatcher: Dispatcher,
+        engines: Mapping[str, Engine],
+        callers: Callers,
+        recorder: Recorder,
+        local: Mapping[tuple[str, str], Any],
+    ) -> None:
+        """`engines` by backend name; `local`: (method, path) → handler of what the proxy answers itself."""
+        self._settings = settings
+        self._catalog = catalog
+        self._judge = judge
+        self._dispatcher = dispatcher
+        self._engines = engines
+        self._callers = callers
+        self._recorder = recorder
+        self._local = local
+        self._ids = iter(range(1, 2**63))
+        self._requests = DecayingRate()
+        self._retries = DecayingRate()
+
+    # --- the journey --------------------------------------------------------------------------------------------------
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Serve one request, whatever it is."""
+        local = self._local.get((request.method, request.path))
+        if local is not None:
+            response: web.StreamResponse = local(request)
+            return response
+        exchange = self._open(request)
+        try:
+            body = await read_body(request, self._settings.max_body_bytes, self._settings.body_timeout_s)
+            exchange.request_bytes = len(body)
+            route = self._understand(request, exchange, body)
+            return await self._serve(request, exchange, route, body)
+        except ClientError as error:
+            exchange.outcome = Outcome.RULE_REJECTED if error.kind == "rule" else Outcome.BAD_REQUEST
+            return await self._refuse(request, exchange, error.status, error, kind=error.kind, param=error.param)
+        except ShedError as error:
+            exchange.outcome = _SHED_OUTCOMES[DropReason(error.reason)]
+            headers = {"retry-after": str(error.retry_after_s), "x-prelude-dropped-reason": error.reason}
+            return await self._refuse(request, exchange, error.status, error, headers=headers)
+        except UpstreamError as error:
+            return await self._refuse(request, exchange, error.status, error)
+        except asyncio.CancelledError:
+            exchange.outcome, exchange.status = Outcome.CLIENT_GONE, 499
+            raise
+        except ConnectionError:  # writing to a client that has gone
+            exchange.outcome, exchange.status = Outcome.CLIENT_GONE, 499
+            raise
+        except Exception:
+            log.exception("request %s failed inside the proxy", exchange.id)
+            exchange.outcome = Outcome.INTERNAL
+            return await self._refuse(request, exchange, 500, RuntimeError("internal error of the proxy"))
+        finally:
+            self._close(exchange)
+
+    def _understand(self, request: web.BaseRequest, exchange: Exchange, body: bytes) -> Route:
+        """Parse and classify; returns the route. Afterwards only facts are kept, not the decoded body.
+
+        Raises:
+            ClientError: it cannot be served as it stands.
+        """
+        began = time.perf_counter()
+        tenant = self._callers.authenticate(request.headers)
+        endpoint = endpoint_of(request.path)
+        if endpoint is Endpoint.OTHER or request.method != "POST":
+            exchange.facts = facts = RequestFacts(
+                request.path, Endpoint.OTHER, exchange.dialect, tenant=tenant.name, headers=request.headers
+            )
+        else:
+            exchange.facts = facts = parse_request(request.path, body, request.headers, tenant.name)
+            facts.may_raise_class = tenant.may_raise_class
+            exchange.dialect = facts.dialect
+        if self._settings.log_prompts:
+            exchange.prompt = body.decode("utf-8", "replace")
+        exchange.verdict, exchange.observation = self._judge.judge(facts, exchange.arrival)
+        facts.forget_payload()
+        exchange.classify_s = time.perf_counter() - began
+        needs_name = facts.endpoint not in {Endpoint.OTHER, Endpoint.GENERATE}
+        return self._catalog.resolve(facts.model, exchange.verdict.pool, needs_name=needs_name)
+
+    async def _serve(
+        self, request: web.BaseRequest, exchange: Exchange, route: Route, body: bytes
+    ) -> web.StreamResponse:
+        """Admit, send, relay; once more elsewhere where that is safe."""
+        assert exchange.verdict is not None
+        self._requests.add(exchange.arrival)
+        if request.method in {"GET", "HEAD"}:
+            return await self._pass_through(request, exchange, route)
+        ticket = self._ticket(request, exchange, route, len(body))
+        while True:
+            exchange.num_attempts += 1
+            try:
+                async with self._dispatcher.admit(ticket) as slot:
+                    return await self._attempt(request, exchange, slot, body)
+            except UpstreamError:
+                if not self._may_retry(exchange):
+                    raise
+                self._recorder.retried(exchange, exchange.outcome)
+            ticket = self._again(ticket)
+
+    async def _attempt(
+        self, request: web.BaseRequest, exchange: Exchange, slot: Slot, body: bytes
+    ) -> web.StreamResponse:
+        """One try on the backend that the permit names."""
+        engine = self._engines[slot.permit.backend.name]
+        exchange.dispatched_at = now = self._dispatcher.now()
+        exchange.held_s = now - exchange.ready_at
+        exchange.backend = engine.slots.name
+        exchange.outcome = Outcome.CLIENT_GONE  # until it is otherwise: a client may leave at any await below
+        try:
+            response = await self._send(request, exchange, engine, body, slot.permit.klass)
+            try:
+                if await self._is_busy(engine, response):
+                    raise EngineBusyError("the engine's own queue is full", sent=True)
+                return await self._relay(request, exchange, engine, response, slot)
+            finally:
+                response.abort()
+        except UpstreamError as error:
+            exchange.outcome = _outcome_of(error)
+            exchange.error = str(error)
+            raise
+        finally:
+            slot.outcome = exchange.outcome
+
+    async def _relay(
+        self, request: web.BaseRequest, exchange: Exchange, engine: Engine, response: Response, slot: Slot | None
+    ) -> web.StreamResponse:
+        """Head and body of the answer to the client, byte for byte, while the observer counts tokens."""
+        exchange.status = response.status
+        downstream = self._downstream(request, exchange, response)
+        is_stream = b"text/event-stream" in (response.header(b"content-type") or b"")
+        assert exchange.facts is not None
+        observer = StreamObserver(exchange.facts.endpoint) if is_stream and response.status == 200 else None
+        exchange.is_streamed = observer is not None
+        tail = b""
+        try:
+            await downstream.prepare(request)
+            while chunk := await response.read():
+                exchange.response_bytes += len(chunk)
+                if observer is None:
+                    tail = (tail + chunk)[-_TAIL_BYTES:]
+                elif observer.feed(chunk):
+                    self._saw_first(exchange, engine, slot)
+                    self._promote(exchange, observer, slot)
+                await downstream.write(chunk)
+            if observer is not None and not observer.has_terminator(exchange.facts.dialect):
+                raise UpstreamError("the stream ended without its terminator", sent=True)
+            await downstream.write_eof()
+        except UpstreamError as error:
+            await self._break_off(request, exchange, downstream, error)
+            exchange.error = str(error)
+            exchange.outcome = Outcome.STREAM_BROKEN
+            return downstream
+        exchange.output_tokens = observer.output_tokens if observer else find_usage(tail)
+        exchange.outcome = _outcome_of_status(response.status)
+        return downstream
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def _open(self, request: web.BaseRequest) -> Exchange:
+        exchange = Exchange(
+            id=request_id_of(request.headers),
+            method=request.method,
+            path=request.path,
+            arrival=self._dispatcher.now(),
+            started_at=time.time(),
+            dialect=dialect_of(request.path),
+            peer=request.remote,
+        )
+        return exchange
+
+    def _close(self, exchange: Exchange) -> None:
+        exchange.finished_at = self._dispatcher.now()
+        if exchange.output_tokens and exchange.observation is not None and exchange.outcome is Outcome.OK:
+            facts = exchange.facts
+            assert facts is not None
+            cut = facts.max_tokens is not None and exchange.output_tokens >= facts.max_tokens * facts.num_choices
+            self._judge.learn(exchange.observation, exchange.output_tokens, censored=cut, now=exchange.finished_at)
+        self._recorder.finished(exchange)
+
+    def _ticket(self, request: web.BaseRequest, exchange: Exchange, route: Route, num_bytes: int) -> Ticket:
+        verdict, facts = exchange.verdict, exchange.facts
+        assert verdict is not None
+        assert facts is not None
+        exchange.ready_at = now = self._dispatcher.now()
+        wait_s = self._settings.queue_timeouts_s[verdict.klass]
+        return Ticket(
+            next(self._ids),
+            route,
+            verdict.klass,
+            arrival=exchange.arrival,
+            deadline=self._callers.deadline(request.headers, exchange.arrival, now + wait_s),
+            tenant=self._callers.line_of(facts.tenant),
+            expected_tokens=round(verdict.classification.expected_tokens),
+            prompt_tokens=facts.prompt_tokens,
+            num_bytes=num_bytes,
+        )
+
+    def _again(self, ticket: Ticket) -> Ticket:
+        return Ticket(
+            next(self._ids),
+            ticket.route,
+            ticket.klass,
+            arrival=ticket.arrival,
+            deadline=ticket.deadline,
+            tenant=ticket.tenant,
+            expected_tokens=ticket.expected_tokens,
+            prompt_tokens=ticket.prompt_tokens,
+            num_bytes=ticket.num_bytes,
+        )
+
+    async def _send(
+        self, request: web.BaseRequest, exchange: Exchange, engine: Engine, body: bytes, klass: int | None
+    ) -> Response:
+        """Send; a pooled connection that turns out closed is replaced by a fresh one, once."""
+        replaced = {b"x-request-id": exchange.id.encode(), **engine.extra_headers}
+        if klass is not None and engine.class_headers:
+            replaced.update(engine.class_headers[klass])
+        has_body = bool(body) or request.method not in {"GET", "HEAD", "DELETE", "OPTIONS"}
+        head = request_head(
+            request.method,
+            engine.upstream.base_path + request.raw_path.encode("latin-1"),
+            request.raw_headers,
+            authority=engine.upstream.authority,
+            body_length=len(body) if has_body else None,
+            replaced=replaced,
+        )
+        is_head = request.method == "HEAD"
+        try:
+            return await engine.upstream.send(head, body, is_head=is_head)
+        except UpstreamStaleError:
+            return await engine.upstream.send(head, body, is_head=is_head, fresh=True)
+
+    async def _is_busy(self, engine: Engine, response: Response) -> bool:
+        """Whether this is the engine's own admission control: full, not ill. Any other answer stays readable."""
+        if engine.kind is EngineKind.TGI:
+            return response.status == 429
+        if response.status != 503:
+            return False
+        body = await response.read_all(_BUSY_BODY_BYTES)
+        response.unread(body)
+        text = body.lower()
+        return any(word in text for word in _BUSY_WORDS)
+
+    async def _pass_through(self, request: web.BaseRequest, exchange: Exchange, route: Route) -> web.StreamResponse:
+        """A GET does no work worth a slot: any available backend, no admission."""
+        available = [backend for backend in route.backends if backend.available]
+        if not available:
+            raise ShedError(
+                "No backend is up at the moment.", status=503, reason=DropReason.NO_ENDPOINTS, retry_after_s=5
+            )
+        engine = self._engines[min(available, key=BackendSlots.load).name]
+        exchange.num_attempts = 1
+        exchange.backend = engine.slots.name
+        exchange.ready_at = exchange.dispatched_at = self._dispatcher.now()
+        try:
+            response = await self._send(request, exchange, engine, b"", None)
+        except UpstreamError as error:
+            exchange.outcome = _outcome_of(error)
+            raise
+        try:
+            return await self._relay(request, exchange, engine, response, None)
+        finally:
+            response.abort()
+
+    def _downstream(self, request: web.BaseRequest, exchange: Exchange, response: Response) -> web.StreamResponse:
+        """The answer's head for the client."""
+        downstream = web.StreamResponse(status=response.status)
+        headers = downstream.headers
+        for name, value in end_to_end(response.headers):
+            headers.add(name.decode("latin-1"), value.decode("latin-1"))
+        headers.update(self._own_headers(exchange))
+        has_length = "content-length" in headers
+        if has_length:
+            downstream.content_length = int(headers["content-length"])
+        elif request.version >= (1, 1) and request.method != "HEAD" and response.status not in {204, 304}:
+            downstream.enable_chunked_encoding()
+        return downstream
+
+    def _own_headers(self, exchange: Exchange) -> dict[str, str]:
+        headers = {"x-request-id": exchange.id}
+        if exchange.verdict is not None:
+            headers["x-prelude-class"] = exchange.class_name
+        if exchange.num_attempts:
+            headers["x-prelude-attempts"] = str(exchange.num_attempts)
+        if exchange.backend and self._settings.show_backend:
+            headers["x-prelude-backend"] = exchange.backend
+        if exchange.dispatched_at and self._settings.show_timing:
+            now = self._dispatcher.now()
+            headers["x-prelude-queue-ms"] = f"{exchange.held_s * 1e3:.1f}"
+            headers["server-timing"] = (
+                f"classify;dur={exchange.classify_s * 1e3:.2f}, queue;dur={exchange.held_s * 1e3:.1f}, "
+                f"upstream;dur={(now - exchange.dispatched_at) * 1e3:.1f}"
+            )
+        return headers
+
+    def _saw_first(self, exchange: Exchange, engine: Engine, slot: Slot | None) -> None:
+        if exchange.first_token_at or slot is None:
+            return
+        exchange.first_token_at = self._dispatcher.now()
+        self._dispatcher.first_token(slot.permit, has_telemetry=engine.has_telemetry)
+
+    def _promote(self, exchange: Exchange, observer: StreamObserver, slot: Slot | None) -> None:
+        """Re-charge a stream that outgrew its class, so that a wrong guess cannot eat another class's slots."""
+        if slot is None:
+            return
+        step = self._settings.promotions[slot.permit.klass]
+        if step is not None and observer.num_events > step[0]:
+            exchange.promoted_to = step[1]
+            self._recorder.promoted(exchange, step[1])
+            self._dispatcher.recharge(slot.permit, step[1])
+
+    async def _break_off(
+        self, request: web.BaseRequest, exchange: Exchange, downstream: web.StreamResponse, error: UpstreamError
+    ) -> None:
+        """The answer had begun: say so inside a stream; otherwise cut the connection, so that it can't pass for whole."""
+        if exchange.is_streamed:
+            body = error_body(exchange.dialect, error.status, str(error))
+            await downstream.write(error_event(exchange.dialect, body))
+            await downstream.write_eof()
+        elif request.transport is not None:
+            request.transport.abort()
+
+    async def _refuse(
+        self,
+        request: web.BaseRequest,
+        exchange: Exchange,
+        status: int,
+        error: Exception,
+        *,
+        kind: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> web.StreamResponse:
+        """An error answer in the caller's dialect."""
+        exchange.status = status
+        exchange.error = str(error)
+        if exchange.facts is not None:
+            exchange.facts.forget_payload()
+        body = error_body(exchange.dialect, status, str(error), kind=kind, param=param)
+        response = web.Response(status=status, body=body, content_type="application/json")
+        response.headers.update({**self._own_headers(exchange), **(headers or {})})
+        if not request.content.is_eof():
+            response.force_close()  # the rest of the body would be read as the next request
+        return response
+
+    def _may_retry(self, exchange: Exchange) -> bool:
+        """Nothing has reached the client (else no error would come here), and outcome, count and budget allow it.
+
+        A refused connection or a full engine did no work: such a request is simply held again, as long as its class may
+        be held, while admission keeps the backend suspended.
+        """
+        meaning = exchange.outcome.value
+        if meaning.free_retry or not meaning.retryable:
+            return meaning.free_retry
+        now = self._dispatcher.now()
+        allowed = self._settings.retry_budget * self._requests.per_second(now) + 1.0
+        if exchange.num_attempts >= self._settings.max_attempts or self._retries.per_second(now) > allowed:
+            return False
+        self._retries.add(now)
+        return True
+
+
+class EngineBusyError(UpstreamError):
+    """The engine's own admission control refused."""
+
+    status = 503
+
+
+_SHED_OUTCOMES = {
+    DropReason.SATURATED: Outcome.REJECTED_SATURATED,
+    DropReason.TTL_EXPIRED: Outcome.EXPIRED,
+    DropReason.NO_ENDPOINTS: Outcome.NO_ENDPOINTS,
+    DropReason.SHUTTING_DOWN: Outcome.SHUTTING_DOWN,
+}
+
+
+def _outcome_of(error: UpstreamError) -> Outcome:
+    if isinstance(error, EngineBusyError):
+        return Outcome.ENGINE_BUSY
+    if isinstance(error, UpstreamConnectError):
+        return Outcome.CONNECT_FAILED
+    if isinstance(error, UpstreamTimeoutError):
+        return Outcome.UPSTREAM_TIMEOUT
+    if isinstance(error, UpstreamStaleError):
+        return Outcome.STALE_CONNECTION
+    return Outcome.UPSTREAM_PROTOCOL if isinstance(error, UpstreamProtocolError) else Outcome.UPSTREAM_RESET
+
+
+def _outcome_of_status(status: int) -> Outcome:
+    if status < 400:
+        return Outcome.OK
+    return Outcome.UPSTREAM_4XX if status < 500 else Outcome.UPSTREAM_5XX
