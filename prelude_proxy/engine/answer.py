@@ -68,7 +68,7 @@ class Answer:
 
 
 class ChoiceWriter:
-    """The owner of one sequence. Tokens of a late wake-up go out as one event, as vLLM's API server merges them."""
+    """The owner of one sequence. Tokens of a late wake-up go out together, in one write."""
 
     __slots__ = ("_answer", "_first_word", "_generated", "_index", "_reason", "_sent")
 
@@ -95,7 +95,11 @@ class ChoiceWriter:
         if new == sent:
             return
         wire = self._answer.wire
-        data = wire.token(self._index, sent, text_bytes(self._first_word, sent, new))
+        size = new - sent if wire.merges_tokens else 1
+        data = b"".join(
+            wire.token(self._index, first, text_bytes(self._first_word, first, first + size))
+            for first in range(sent, new, size)
+        )
         self._answer.write(data if sent else wire.opening(self._index) + data)
         self._sent = new
 

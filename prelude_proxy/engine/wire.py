@@ -60,6 +60,8 @@ class Wire(ABC):
     """One answer's bytes. Streams: `opening` with the first token, `token` each, `ending` a choice, `closing` once."""
 
     stream_type = "text/event-stream; charset=utf-8"
+    merges_tokens = True
+    """Whether tokens that could not be sent in time go out as one event (vLLM's API server) or as one each (TGI)."""
 
     @abstractmethod
     def opening(self, index: int) -> bytes:
@@ -197,6 +199,7 @@ class TgiWire(Wire):
     """TGI's `/generate` and `/generate_stream`: `data:` without a space, no `[DONE]`."""
 
     stream_type = "text/event-stream"
+    merges_tokens = False
 
     def __init__(self, *, prompt_tokens: int, details: bool, as_list: bool) -> None:
         """`as_list`: the compatibility route `/` answers with a list of one."""

@@ -135,9 +135,7 @@ def test_every_request_ends_once_and_all_blocks_come_back(config, load, prefix_c
 @given(arrivals)
 def test_tokens_are_conserved(load):
     """Without aborts, the tokens counted are the tokens asked for, preemptions or not."""
-    config = EngineConfig(
-        max_num_seqs=6, max_num_batched_tokens=16, num_gpu_blocks=25, block_size=8, max_model_len=192
-    )
+    config = EngineConfig(max_num_seqs=6, max_num_batched_tokens=16, num_gpu_blocks=25, block_size=8, max_model_len=192)
     engine = Engine(config, PROFILE)
     sequences = [Sequence(arrival.prompt, arrival.output) for arrival in load]
     now_s = 0.0

@@ -97,9 +97,7 @@ def test_nothing_is_admitted_in_a_step_that_preempts(make_engine, seq):
 
 def test_priority_orders_the_queue_and_picks_the_victim(make_engine, seq, finish):
     """Lower numbers go first; among the running the highest number is preempted, whoever came last."""
-    engine = make_engine(
-        max_num_seqs=2, num_gpu_blocks=9, max_model_len=128, policy=SchedulingPolicy.PRIORITY
-    )
+    engine = make_engine(max_num_seqs=2, num_gpu_blocks=9, max_model_len=128, policy=SchedulingPolicy.PRIORITY)
     batch, urgent = seq(30, 90, priority=9), seq(30, 60, priority=0)
     low, high = seq(4, 2, priority=5), seq(4, 2, priority=1)
     for request in (batch, urgent, low, high):
