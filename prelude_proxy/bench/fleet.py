@@ -6,9 +6,9 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -33,7 +33,6 @@ class Child:
     argv: Sequence[str]
     ready_url: str
     log: Path
-    env: Mapping[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
 
 
@@ -77,7 +76,7 @@ class Fleet:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **child.env},
+                env=_environment(),
                 start_new_session=True,  # a Ctrl-C in the terminal is ours to handle, in order
             )
 
@@ -128,6 +127,11 @@ class Fleet:
             if process.returncode is None:
                 _signal_group(process, signal.SIGKILL)
                 await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Ours without `PRELUDE_…`: what an operator set for the real proxy must not bend the children."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PRELUDE_")}
 
 
 def _signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

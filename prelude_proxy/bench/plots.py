@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,8 @@ def _ttft_panel(axes: Axes, klass: str, runs: Mapping[str, Sequence[RunResult]])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.0f} %")
     _dress(axes, f"{klass}", "time to first token, from when it was due", "share of requests")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
+        # below the axes: a curve may run through any corner inside
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(-0.02, -0.16), ncols=2)
 
 
 def _cdf(axes: Axes, records: Sequence[RequestRecord], target: str, colour: str) -> None:
@@ -180,31 +182,35 @@ def plot_samples(
             points = [(sample.at_s, sample.values[key]) for sample in samples if key in sample.values]
             colour = _CLASS_COLOURS.get(label, _COLOURS[index % len(_COLOURS)])
             axes.step([x for x, _ in points], [y for _, y in points], where="post", color=colour, label=label)
-        _dress(axes, name, "seconds", "")
+        _dress(axes, name, "seconds", "requests")
         axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper left")
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _save(figure, path, title)
 
 
-_PANELS: Mapping[str, tuple[str, ...]] = {
-    "waiting in the engines": ("waiting",),
-    "running in the engines": ("running",),
-    "held here, by class": ("queued", "queue_depth", "held", "depth"),
-    "in flight": ("inflight", "in_flight"),
-    "window": ("window",),
+_PANELS: Mapping[str, re.Pattern[str]] = {
+    "held here, by class": re.compile(r"classes\.(?P<label>[^.]+)\.held$"),
+    "in flight, by class": re.compile(r"classes\.(?P<label>[^.]+)\.inflight$"),
+    "window, by backend": re.compile(r"pools\.[^.]+\.(?P<label>.+)\.window$"),
+    "running in the engine": re.compile(
+        r"^(?:.*\.)?(?P<label>[^.]+(?:\.\d+\.\d+\.\d+:\d+)?)(?:\.telemetry)?\.running$"
+    ),
+    "waiting in the engine": re.compile(
+        r"^(?:.*\.)?(?P<label>[^.]+(?:\.\d+\.\d+\.\d+:\d+)?)(?:\.telemetry)?\.waiting$"
+    ),
 }
+_MAX_LINES = 12
 
 
 def sample_panels(samples: Sequence[Sample]) -> dict[str, dict[str, str]]:
-    """Panels for `plot_samples`: the sampled values whose last name is one we know, by what they mean."""
-    keys = sorted({key for sample in samples for key in sample.values})
+    """Panels for `plot_samples`: the sampled values whose meaning is known; a line that is always 0 is left out."""
+    values: dict[str, float] = {}
+    for sample in samples:
+        for key, value in sample.values.items():
+            values[key] = max(value, values.get(key, 0.0))
     panels: dict[str, dict[str, str]] = {}
-    for title, endings in _PANELS.items():
-        lines = {key.rpartition(".")[0].rpartition(".")[2] or key: key for key in keys if _ending(key) in endings}
-        if lines:
-            panels[title] = dict(list(lines.items())[:12])
+    for title, pattern in _PANELS.items():
+        found = {match["label"]: key for key in sorted(values) if (match := pattern.search(key)) and values[key] > 0}
+        if found:
+            panels[title] = dict(list(found.items())[:_MAX_LINES])
     return panels
-
-
-def _ending(key: str) -> str:
-    return key.rpartition(".")[2]

@@ -92,22 +92,24 @@ def total_table(summaries: Sequence[RunSummary]) -> Table:
 def comparison_table(base: RunSummary, new: RunSummary) -> Table:
     """Two targets side by side: p50 and p99 of TTFT and end to end by class, and the second's gain."""
     table = Table(title=f"{base.target} against {new.target}")
-    table.add_column("class")
-    table.add_column("measure")
-    for header in (f"{base.target} p50", f"{new.target} p50", "better", f"{base.target} p99", f"{new.target} p99"):
+    for header in ("class", "measure", ""):
+        table.add_column(header, no_wrap=True)
+    for header in (base.target, new.target):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("better", justify="right", style="bold", no_wrap=True)
     for name, before in base.classes.items():
         after = new.classes.get(name)
         if after is None:
             continue
-        table.add_row(f"{name} ({before.sent:.0f})", "first token", *_against(before.ttft_s, after.ttft_s))
-        table.add_row("", "end to end", *_against(before.e2e_s, after.e2e_s), end_section=True)
+        heading = f"{name} ({before.sent:.0f})"
+        for measure in ("first token", "end to end"):
+            pair = _MEASURES[measure](before), _MEASURES[measure](after)
+            table.add_row(heading, measure, "p50", *_against(pair[0].p50, pair[1].p50))
+            table.add_row("", "", "p99", *_against(pair[0].p99, pair[1].p99))
+            heading = ""
+        table.add_section()
     return table
 
 
-def _against(before: Spread, after: Spread) -> list[str]:
-    return [
-        seconds(before.p50), seconds(after.p50), factor(before.p50, after.p50),
-        seconds(before.p99), seconds(after.p99), factor(before.p99, after.p99),
-    ]  # fmt: skip
+def _against(before: float | None, after: float | None) -> list[str]:
+    return [seconds(before), seconds(after), factor(before, after)]

@@ -38,12 +38,22 @@ def test_plots_are_written(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_panels_are_found_by_the_last_name() -> None:
+def test_panels_are_found_by_their_meaning() -> None:
     """Values whose meaning is known are grouped; the rest is not plotted."""
-    samples = [Sample(0.0, {"e0.waiting": 1.0, "e1.waiting": 2.0, "classes.fast.queued": 3.0, "uptime": 4.0})]
-    assert plots.sample_panels(samples) == {
-        "waiting in the engines": {"e0": "e0.waiting", "e1": "e1.waiting"},
-        "held here, by class": {"fast": "classes.fast.queued"},
+    backend = "pools.default.10.0.0.1:80"
+    values = {
+        "e0.waiting": 1.0,
+        "e1.waiting": 0.0,
+        "classes.fast.held": 3.0,
+        f"{backend}.window": 16.0,
+        f"{backend}.telemetry.running": 2.0,
+        "uptime": 4.0,
+    }
+    assert plots.sample_panels([Sample(0.0, values), Sample(1.0, {})]) == {
+        "held here, by class": {"fast": "classes.fast.held"},
+        "window, by backend": {"10.0.0.1:80": f"{backend}.window"},
+        "running in the engine": {"10.0.0.1:80": f"{backend}.telemetry.running"},
+        "waiting in the engine": {"e0": "e0.waiting"},
     }
 
 
