@@ -192,12 +192,8 @@ _PANELS: Mapping[str, re.Pattern[str]] = {
     "held here, by class": re.compile(r"classes\.(?P<label>[^.]+)\.held$"),
     "in flight, by class": re.compile(r"classes\.(?P<label>[^.]+)\.inflight$"),
     "window, by backend": re.compile(r"pools\.[^.]+\.(?P<label>.+)\.window$"),
-    "running in the engine": re.compile(
-        r"^(?:.*\.)?(?P<label>[^.]+(?:\.\d+\.\d+\.\d+:\d+)?)(?:\.telemetry)?\.running$"
-    ),
-    "waiting in the engine": re.compile(
-        r"^(?:.*\.)?(?P<label>[^.]+(?:\.\d+\.\d+\.\d+:\d+)?)(?:\.telemetry)?\.waiting$"
-    ),
+    "running in the engine": re.compile(r"^(?:.*pools\.[^.]+\.)?(?P<label>.+?)(?:\.telemetry)?\.running$"),
+    "waiting in the engine": re.compile(r"^(?:.*pools\.[^.]+\.)?(?P<label>.+?)(?:\.telemetry)?\.waiting$"),
 }
 _MAX_LINES = 12
 
