@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,13 +97,11 @@ def _wanted_tokens(payload: Mapping[str, Any], facts: RequestFacts, text: str, s
 
 def _priority(payload: Mapping[str, Any], headers: Mapping[str, str], kind: EngineKind) -> int:
     """Lower is more urgent. SGLang's numbers run the other way round."""
-    given = headers.get(PRIORITY_HEADER, payload.get("priority"))
-    if given is None:
-        return 0
-    try:
-        priority = int(given)
-    except (TypeError, ValueError):
-        raise ClientError(f"priority must be a whole number, not {given!r}", param="priority") from None
+    priority = payload.get("priority") or 0
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise ClientError(f"priority must be a whole number, not {priority!r}", param="priority")
+    with contextlib.suppress(KeyError, ValueError):  # vLLM ignores a header that is no number
+        priority = int(headers[PRIORITY_HEADER])
     return -priority if kind is EngineKind.SGLANG else priority
 
 

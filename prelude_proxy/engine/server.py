@@ -73,9 +73,8 @@ class EngineServer:
         config = self._config
         await asyncio.sleep(config.startup_s)
         engine = Engine(config.engine, config.profile, prefix_cache=config.prefix_cache)
-        loop = asyncio.get_running_loop()
-        self._service = service = EngineService(engine, loop.time)
-        self._started_s = loop.time()
+        self._service = service = EngineService(engine, time.monotonic)
+        self._started_s = time.monotonic()
         runner = web.AppRunner(
             self._application(),
             access_log=None,
@@ -227,7 +226,7 @@ class EngineServer:
     async def _metrics(self, request: web.Request) -> web.Response:
         del request
         config = self._config
-        lag = asyncio.get_running_loop().time() - self._started_s < config.gauge_lag_s
+        lag = time.monotonic() - self._started_s < config.gauge_lag_s
         page = render_metrics(
             config.kind, self._running_service().stats(), config.engine, config.served_model_name, gauges_lag=lag
         )

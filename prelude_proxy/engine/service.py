@@ -26,7 +26,7 @@ class EngineService:
     """Runs an `Engine` against a clock. Step ends are absolute, so a late wake-up is made up for and nothing drifts."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
-        """`clock` is the event loop's, in seconds."""
+        """`clock` in seconds; finer than the event loop's own, which uvloop keeps in whole milliseconds."""
         self._engine = engine
         self._clock = clock
         self._origin_s = clock()
