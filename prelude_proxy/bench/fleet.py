@@ -115,18 +115,27 @@ class Fleet:
                 waiting.cancel()
             await asyncio.gather(task, *ends, return_exceptions=True)
 
+    async def end(self, child: Child) -> None:
+        """Ends one child, as `stop` does."""
+        self._children.remove(child)
+        await _end([child])
+
     async def stop(self) -> None:
         """Ends every child and its descendants: SIGTERM, then SIGKILL to those that stay."""
-        running = [child.process for child in self._children if child.process and child.process.returncode is None]
-        for process in running:
-            _signal_group(process, signal.SIGTERM)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_TERM_GRACE_S):
-                await asyncio.gather(*(process.wait() for process in running))
-        for process in running:
-            if process.returncode is None:
-                _signal_group(process, signal.SIGKILL)
-                await process.wait()
+        await _end(self._children)
+
+
+async def _end(children: Sequence[Child]) -> None:
+    running = [child.process for child in children if child.process and child.process.returncode is None]
+    for process in running:
+        _signal_group(process, signal.SIGTERM)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_TERM_GRACE_S):
+            await asyncio.gather(*(process.wait() for process in running))
+    for process in running:
+        if process.returncode is None:
+            _signal_group(process, signal.SIGKILL)
+            await process.wait()
 
 
 def _environment() -> dict[str, str]:

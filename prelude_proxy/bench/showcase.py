@@ -1,7 +1,7 @@
 """The demonstration's plot of a story: two engines, the same overload twice, first come first served and class-aware.
 
 The children are this very program (`engine`, `serve`), over real sockets. Both proxies stand before the same two
-engines; only one of them gets load at a time.
+engines, one after the other.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prelude_proxy.bench import workload
@@ -49,7 +49,7 @@ class Scene:
     seconds: float = 10.0
     """Length of each of the two loads; what is left then is served to the end."""
     seed: int = 7
-    rate: float = 50.0
+    rate: float = 55.0
     """Requests a second: about 1.5 times what the engines can serve, 200 output tokens each on average."""
     num_engines: int = 2
     max_num_seqs: int = 16
@@ -58,44 +58,48 @@ class Scene:
     """How to run this program's other commands."""
 
 
-@dataclass(slots=True)
-class Stage:
-    """Where everything listens."""
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A proxy before the engines: the process, and where it takes requests."""
 
-    engines: list[str]
-    targets: list[Target]
-    children: list[Child] = field(default_factory=list)
+    child: Child
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where everything will listen."""
+
+    engine_urls: list[str]
+    engines: list[Child]
+    doors: list[Door]
 
 
 def set_stage(scene: Scene, folder: Path) -> Stage:
     """The children to start and the two front doors they will make; logs go to `folder`."""
-    engine_ports = free_ports(scene.num_engines + 4)
-    proxy_ports = engine_ports[scene.num_engines :]
-    engines = [f"http://127.0.0.1:{port}" for port in engine_ports[: scene.num_engines]]
-    stage = Stage(engines, [])
+    ports = free_ports(scene.num_engines + 4)
     profile = folder / "engine-profile.json"
     profile.write_text(json.dumps(asdict(PROFILE)))
-    for number, url in enumerate(engines):
-        argv = [
-            *scene.cli,
-            "engine",
-            "--kind",
-            "vllm",
-            "--port",
-            url.rpartition(":")[2],
-            "--served-model-name",
-            scene.model,
-        ]
+    urls = [f"http://127.0.0.1:{port}" for port in ports[4:]]
+    engines = []
+    for number, port in enumerate(ports[4:]):
+        argv = [*scene.cli, "engine", "--kind", "vllm", "--port", str(port), "--served-model-name", scene.model]
         argv += ["--max-num-seqs", str(scene.max_num_seqs), "--profile", str(profile)]
-        stage.children.append(Child(f"engine {number}", argv, f"{url}/health", folder / f"engine-{number}.log"))
-    for index, (name, flags) in enumerate(((FCFS, ("--admission", "fcfs")), (CLASS_AWARE, ()))):
-        port, admin_port = proxy_ports[2 * index : 2 * index + 2]
-        admin_url = f"http://127.0.0.1:{admin_port}"
-        argv = [*scene.cli, "serve", "--port", str(port), "--admin-port", str(admin_port), *flags]
-        argv += [part for url in engines for part in ("--backend", url)]
-        stage.children.append(Child(f"{name} proxy", argv, f"{admin_url}/readyz", folder / f"proxy-{name.lower()}.log"))
-        stage.targets.append(Target(name, f"http://127.0.0.1:{port}", Wire(scene.model), admin_url))
-    return stage
+        engines.append(Child(f"engine {number}", argv, f"{urls[number]}/health", folder / f"engine-{number}.log"))
+    doors = [
+        _door(scene, urls, FCFS, ports[0:2], folder, "--admission", "fcfs"),
+        _door(scene, urls, CLASS_AWARE, ports[2:4], folder),
+    ]
+    return Stage(urls, engines, doors)
+
+
+def _door(scene: Scene, engine_urls: Sequence[str], name: str, ports: Sequence[int], folder: Path, *flags: str) -> Door:
+    port, admin_port = ports
+    admin_url = f"http://127.0.0.1:{admin_port}"
+    argv = [*scene.cli, "serve", "--port", str(port), "--admin-port", str(admin_port), *flags]
+    argv += [part for url in engine_urls for part in ("--backend", url)]
+    child = Child(f"{name} proxy", argv, f"{admin_url}/readyz", folder / f"proxy-{name.lower()}.log")
+    return Door(child, Target(name, f"http://127.0.0.1:{port}", Wire(scene.model), admin_url))
 
 
 def load_of(scene: Scene) -> list[WorkItem]:
@@ -110,33 +114,30 @@ async def perform(
     on_phase: Callable[[str], None],
     on_done: Callable[[RequestRecord], None],
 ) -> dict[str, RunResult]:
-    """Starts the children, then drives the same load through each front door.
+    """Starts the engines, then for each front door in turn: starts it, drives the load through it. The last one stays.
 
     Raises:
         ChildError: a child did not start or died.
     """
     on_phase("starting")
-    await fleet.start(stage.children, _START_TIMEOUT_S)
-    return await fleet.watched(_drive_both(scene, stage, on_phase, on_done))
-
-
-async def _drive_both(
-    scene: Scene, stage: Stage, on_phase: Callable[[str], None], on_done: Callable[[RequestRecord], None]
-) -> dict[str, RunResult]:
-    plan = load_of(scene)
-    options = DriverOptions(timeout_s=120.0)
-    warmup = workload.mix_plan({"fast": 1.0}, 20.0, 1.0, scene.seed + 1)[:_NUM_WARMUP]
-    results = {}
-    for target in stage.targets:
-        on_phase(target.name)
-        await drive(target, warmup, options)
-        sources = {"": f"{target.admin_url}/status"}
-        async with Sampler({**sources, **_engine_pages(stage.engines)}) as sampler:
-            result = await drive(target, plan, options, on_done)
-        result.samples = sampler.samples
-        results[target.name] = result
+    first, second = stage.doors
+    await fleet.start([*stage.engines, first.child], _START_TIMEOUT_S)
+    results = {FCFS: await fleet.watched(_drive_through(first, scene, stage, on_phase, on_done))}
+    await fleet.end(first.child)  # a second proxy's load, or its probes, must not teach the first one anything
+    await fleet.start([second.child], _START_TIMEOUT_S)
+    results[CLASS_AWARE] = await fleet.watched(_drive_through(second, scene, stage, on_phase, on_done))
     return results
 
 
-def _engine_pages(engines: Sequence[str]) -> dict[str, str]:
-    return {f"engine-{number}": f"{url}/metrics" for number, url in enumerate(engines)}
+async def _drive_through(
+    door: Door, scene: Scene, stage: Stage, on_phase: Callable[[str], None], on_done: Callable[[RequestRecord], None]
+) -> RunResult:
+    on_phase(door.target.name)
+    options = DriverOptions(timeout_s=120.0)
+    await drive(door.target, workload.mix_plan({"fast": 1.0}, 20.0, 1.0, scene.seed + 1)[:_NUM_WARMUP], options)
+    sources = {"": f"{door.target.admin_url}/status"}
+    sources |= {f"engine-{number}": f"{url}/metrics" for number, url in enumerate(stage.engine_urls)}
+    async with Sampler(sources) as sampler:
+        result = await drive(door.target, load_of(scene), options, on_done)
+    result.samples = sampler.samples
+    return result

@@ -121,10 +121,10 @@ def _headline(base: RunSummary, new: RunSummary) -> str:
 
 
 def _explain_stay(scene: Scene, stage: Stage) -> None:
-    target = stage.targets[1]
+    target = stage.doors[1].target
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     body = json.dumps({"model": scene.model, "messages": messages, "stream": True, "max_tokens": 64})
-    click.echo(f"\nStill running: the proxy at {target.url}, before {' and '.join(stage.engines)}. Try:\n")
+    click.echo(f"\nStill running: the proxy at {target.url}, before {' and '.join(stage.engine_urls)}. Try:\n")
     click.echo(f"curl -iN {target.url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n")
     click.echo(f"curl -s {target.admin_url}/status | python3 -m json.tool\n")
     click.echo(f"curl -s {target.admin_url}/metrics | grep ^prelude_proxy_\n")

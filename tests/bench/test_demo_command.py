@@ -35,14 +35,14 @@ async def demo(standin: str, out: Path, *, stay: bool = False, plot: bool = True
 def test_both_front_doors_stand_before_the_same_engines(tmp_path: Path) -> None:
     """One proxy passes all on, the other decides; ports differ and logs go to the folder."""
     stage = set_stage(Scene(), tmp_path)
-    assert [target.name for target in stage.targets] == [FCFS, CLASS_AWARE]
-    proxies = [child.argv for child in stage.children if "serve" in child.argv]
-    assert "--admission" in proxies[0]
-    assert "--admission" not in proxies[1]
-    for url in stage.engines:
-        assert all(url in argv for argv in proxies)
-    assert len({child.log for child in stage.children}) == 4
-    assert all(child.log.parent == tmp_path for child in stage.children)
+    assert [door.target.name for door in stage.doors] == [FCFS, CLASS_AWARE]
+    fcfs, class_aware = (door.child.argv for door in stage.doors)
+    assert "--admission" in fcfs
+    assert "--admission" not in class_aware
+    assert all(url in argv for url in stage.engine_urls for argv in (fcfs, class_aware))
+    children = [*stage.engines, *(door.child for door in stage.doors)]
+    assert len({child.log for child in children}) == len({child.ready_url for child in children}) == 4
+    assert all(child.log.parent == tmp_path for child in children)
 
 
 def test_the_overload_is_a_quarter_deep() -> None:
