@@ -218,6 +218,7 @@ async def drive(
     start = loop.time() + _LEAD_IN_S
 
     async def one(item: WorkItem, request: bytes) -> None:
+        result.max_late_s = max(result.max_late_s, loop.time() - start - item.at_s)
         try:
             record, gaps_s = await _one(client, item, request, start + item.at_s, options.timeout_s)
         finally:

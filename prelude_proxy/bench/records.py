@@ -86,4 +86,6 @@ class RunResult:
     """From the first scheduled arrival to the last answer."""
     window_s: float
     """Length of the arrival window: the offered load ends here."""
+    max_late_s: float = 0.0
+    """Longest delay of a request in the client itself: beyond some milliseconds the machine was too busy."""
     samples: list[Sample] = field(default_factory=list)

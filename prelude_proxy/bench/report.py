@@ -10,6 +10,8 @@ from typing import Any
 from prelude_proxy.bench.records import GapHistogram, RequestRecord, RunResult
 from prelude_proxy.bench.workload import CLASSES
 
+BUSY_S = 0.05
+"""A client that is later than this itself cannot vouch for its figures."""
 DEFAULT_SLO_S: Mapping[str, float] = {"oneshot": 0.5, "fast": 0.5, "standard": 2.0, "deep": 10.0}
 """Time to first token within which a request of the class counts as good."""
 REJECT_STATUSES = frozenset({429, 503})
@@ -57,6 +59,8 @@ class RunSummary:
     """Neither answered whole nor rejected."""
     tokens_per_s: float
     makespan_s: float
+    max_late_s: float
+    """Longest delay of a request in the client itself."""
     goodput: float | None
     jain_goodput: float | None
     """Jain's index over the tenants' goodputs; None with fewer than two tenants."""
@@ -107,6 +111,7 @@ def summarise(result: RunResult, slo_s: Mapping[str, float] = DEFAULT_SLO_S) -> 
         failed=len(records) - len(done) - rejected,
         tokens_per_s=sum(record.tokens for record in done) / result.makespan_s if result.makespan_s else 0.0,
         makespan_s=result.makespan_s,
+        max_late_s=result.max_late_s,
         goodput=_goodput(records, slo_s),
         jain_goodput=jain_index([_goodput(group, slo_s) or 0.0 for group in by_tenant.values()]),
         jain_served=jain_index([_served_share(group, result.window_s) for group in by_tenant.values()]),

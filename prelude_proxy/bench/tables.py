@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Table
 
-from prelude_proxy.bench.report import ClassSummary, RunSummary, Spread, class_order
+from prelude_proxy.bench.report import BUSY_S, ClassSummary, RunSummary, Spread, class_order
 
 _DASH = "–"
 
@@ -87,6 +87,14 @@ def total_table(summaries: Sequence[RunSummary]) -> Table:
             seconds(summary.makespan_s),
         )
     return table
+
+
+def busy_note(summaries: Sequence[RunSummary]) -> str | None:
+    """A warning when the client itself was late; None if it was not."""
+    late_s = max((summary.max_late_s for summary in summaries), default=0.0)
+    if late_s <= BUSY_S:
+        return None
+    return f"this machine was busy: requests left up to {seconds(late_s)} late, so take the figures with care"
 
 
 def comparison_table(base: RunSummary, new: RunSummary) -> Table:

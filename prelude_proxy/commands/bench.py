@@ -289,6 +289,8 @@ def _show(
     else:
         console.print(tables.class_table(medians))
         console.print(tables.total_table(medians))
+        if note := tables.busy_note(medians):
+            console.print(note, style="yellow")
         for summary in medians:
             for kind, count in summary.errors.items():
                 console.print(f"{summary.target}: {count} × {kind}", style="red", markup=False)

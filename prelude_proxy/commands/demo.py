@@ -100,6 +100,8 @@ def _show(scene: Scene, results: Mapping[str, RunResult], out: Path) -> None:
     console.print(tables.comparison_table(base, new))
     console.print(tables.total_table([base, new]))
     console.print(_headline(base, new))
+    if note := tables.busy_note([base, new]):
+        console.print(note, style="yellow")
     parameters = {"seconds": scene.seconds, "seed": scene.seed, "rate": scene.rate, "slo": DEFAULT_SLO_S}
     report = as_json(parameters, [base, new], {name: [summary] for name, summary in summaries.items()})
     (out / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -57,6 +58,15 @@ def test_the_comparison_shows_the_gain() -> None:
     assert "4.00 s" in text
     assert "40.0 ms" in text
     assert "100×" in text
+
+
+def test_a_busy_machine_is_admitted() -> None:
+    """When the client itself was late the figures come with a warning."""
+    quiet = summary("a", 0.1)
+    assert tables.busy_note([quiet]) is None
+    note = tables.busy_note([quiet, replace(quiet, max_late_s=1.25)])
+    assert note is not None
+    assert "1.25 s late" in note
 
 
 def test_each_target_has_its_line() -> None:
