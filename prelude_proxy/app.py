@@ -14,7 +14,6 @@ from typing import Any
 import aiohttp.http_parser
 import orjson
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from prelude_proxy.admin import Admin
 from prelude_proxy.classifier import Classifier
@@ -39,6 +38,7 @@ from prelude_proxy.modelfile import load_model
 from prelude_proxy.poller import Poller, PollerSettings
 from prelude_proxy.proxy import Engine, Proxy, ProxySettings
 from prelude_proxy.recorder import Recorder
+from prelude_proxy.server import Server
 from prelude_proxy.upstream import Upstream, UpstreamTimeouts
 
 log = logging.getLogger("prelude_proxy")
@@ -252,7 +252,7 @@ class App:
 
     async def _listen(self) -> tuple[web.ServerRunner, web.AppRunner]:
         config = self.config
-        self._server = _Server(
+        self._server = Server(
             self.proxy.handle,
             max_connections=config.limits.max_connections,
             handler_cancellation=True,  # a client that leaves must end its upstream work
@@ -328,38 +328,6 @@ class App:
             listed.setdefault(name, {"id": name, "object": "model", "created": 0, "owned_by": "prelude-proxy"})
         body = orjson.dumps({"object": "list", "data": list(listed.values())})
         return web.Response(body=body, content_type="application/json")
-
-
-class _Server(web.Server):
-    """aiohttp's low-level server, plus a bound on connections and on how long one may stay silent."""
-
-    def __init__(self, handler: Callable[[web.BaseRequest], Any], *, max_connections: int, **options: Any) -> None:
-        super().__init__(handler, **options)
-        self._max_connections = max_connections
-        self._opened_at: dict[RequestHandler, float] = {}
-
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        if len(self._connections) >= self._max_connections:
-            transport.abort()
-        self._opened_at[handler] = self._loop.time()
-        super().connection_made(handler, transport)
-
-    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        self._opened_at.pop(handler, None)
-        super().connection_lost(handler, exc)
-
-    def close_silent(self, limit_s: float) -> None:
-        """Abort connections older than `limit_s` on which no request has begun."""
-        now = self._loop.time()
-        for handler, opened_at in list(self._opened_at.items()):
-            if handler._request_count:
-                del self._opened_at[handler]
-            elif now - opened_at > limit_s and handler.transport is not None:
-                handler.transport.abort()
-
-    def num_serving(self) -> int:
-        """Connections with a request being handled."""
-        return sum(handler._request_in_progress for handler in self._connections)
 
 
 def build_rules(rules: list[RuleConfig]) -> list[Rule]:

@@ -35,6 +35,9 @@ async def read_body(request: web.BaseRequest, max_bytes: int, timeout_s: float) 
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
         return body
+    if request.headers.get("expect", "").lower() == "100-continue" and request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # no part of the answer yet
     pieces: list[bytes] = []
     size = 0
     try:

@@ -192,10 +192,7 @@ class Proxy:
             return await self._refuse(request, exchange, error.status, error, headers=headers)
         except UpstreamError as error:
             return await self._refuse(request, exchange, error.status, error)
-        except asyncio.CancelledError:
-            exchange.outcome, exchange.status = Outcome.CLIENT_GONE, 499
-            raise
-        except ConnectionError:  # writing to a client that has gone
+        except (asyncio.CancelledError, ConnectionError):  # it left, or was found gone when we wrote
             exchange.outcome, exchange.status = Outcome.CLIENT_GONE, 499
             raise
         except Exception:
@@ -310,7 +307,7 @@ class Proxy:
     # --- stages -------------------------------------------------------------------------------------------------------
 
     def _open(self, request: web.BaseRequest) -> Exchange:
-        exchange = Exchange(
+        return Exchange(
             id=request_id_of(request.headers),
             method=request.method,
             path=request.path,
@@ -319,7 +316,6 @@ class Proxy:
             dialect=dialect_of(request.path),
             peer=request.remote,
         )
-        return exchange
 
     def _close(self, exchange: Exchange) -> None:
         exchange.finished_at = self._dispatcher.now()
@@ -371,7 +367,7 @@ class Proxy:
         has_body = bool(body) or request.method not in {"GET", "HEAD", "DELETE", "OPTIONS"}
         head = request_head(
             request.method,
-            engine.upstream.base_path + request.raw_path.encode("latin-1"),
+            engine.upstream.base_path + _target_of(request),
             request.raw_headers,
             authority=engine.upstream.authority,
             body_length=len(body) if has_body else None,
@@ -420,7 +416,7 @@ class Proxy:
         downstream = web.StreamResponse(status=response.status)
         headers = downstream.headers
         for name, value in end_to_end(response.headers):
-            headers.add(name.decode("latin-1"), value.decode("latin-1"))
+            headers.add(name.decode("latin-1"), _text(value))
         headers.update(self._own_headers(exchange))
         has_length = "content-length" in headers
         if has_length:
@@ -465,7 +461,7 @@ class Proxy:
     async def _break_off(
         self, request: web.BaseRequest, exchange: Exchange, downstream: web.StreamResponse, error: UpstreamError
     ) -> None:
-        """The answer had begun: say so inside a stream; otherwise cut the connection, so that it can't pass for whole."""
+        """The answer had begun: say so inside a stream; otherwise cut the connection: it must not pass for whole."""
         if exchange.is_streamed:
             body = error_body(exchange.dialect, error.status, str(error))
             await downstream.write(error_event(exchange.dialect, body))
@@ -525,6 +521,22 @@ _SHED_OUTCOMES = {
     DropReason.NO_ENDPOINTS: Outcome.NO_ENDPOINTS,
     DropReason.SHUTTING_DOWN: Outcome.SHUTTING_DOWN,
 }
+
+
+def _target_of(request: web.BaseRequest) -> bytes:
+    """Path and query as they came; of a whole URL (a client that takes us for a forward proxy) the path and query."""
+    target = request.raw_path
+    if not target.startswith("/") and request.rel_url.raw_path:
+        target = str(request.rel_url)
+    return target.encode("utf-8", "surrogateescape")
+
+
+def _text(value: bytes) -> str:
+    """A header value as aiohttp will write it back: it encodes in UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _outcome_of(error: UpstreamError) -> Outcome:

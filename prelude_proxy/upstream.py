@@ -172,6 +172,7 @@ class _Connection(asyncio.Protocol):
     __slots__ = (
         "_body_until_close",
         "_complete",
+        "_has_surplus",
         "_is_head",
         "_loop",
         "_on_free",
@@ -194,6 +195,7 @@ class _Connection(asyncio.Protocol):
         self._paused = False
         self._body_until_close = False
         self._complete = False
+        self._has_surplus = False
         self._is_head = False
         self._reused = False
         self._seen_bytes = 0
@@ -253,7 +255,7 @@ class _Connection(asyncio.Protocol):
     # --- the transport's side -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclass
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclass
 
     def data_received(self, data: bytes) -> None:
         self._seen_bytes += len(data)
@@ -268,6 +270,10 @@ class _Connection(asyncio.Protocol):
             self.close(UpstreamProtocolError("the backend switched protocols", sent=True))
             return
         except httptools.HttpParserError as error:
+            if self._complete:  # the answer is whole, what follows it is not ours
+                self._has_surplus = True
+                self._finish()
+                return
             self.close(UpstreamProtocolError(f"the backend's answer is not HTTP/1.1: {error}", sent=True))
             return
         if self._complete:
@@ -294,7 +300,7 @@ class _Connection(asyncio.Protocol):
             self._leave(UpstreamError("the backend closed the connection within its answer", sent=True))
 
     def _finish(self) -> None:
-        if self._is_head or not self._parser.should_keep_alive():
+        if self._is_head or self._has_surplus or not self._parser.should_keep_alive():
             self.closed = True
             if self._transport is not None:
                 self._transport.close()
@@ -302,13 +308,19 @@ class _Connection(asyncio.Protocol):
 
     # --- the parser's side --------------------------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        self._has_surplus = self._complete  # bytes behind the answer: they must not become part of it, or of the next
+
     def on_header(self, name: bytes, value: bytes) -> None:
         assert self.exchange is not None
-        self.exchange.headers.append((name, value))
+        if not self.exchange.status:  # else it is a trailer
+            self.exchange.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         exchange = self.exchange
         assert exchange is not None
+        if self._has_surplus:
+            return
         status = self._parser.get_status_code()
         if status < 200:  # 100 Continue, 103 Early Hints: the answer proper follows
             exchange.headers = []
@@ -321,7 +333,8 @@ class _Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         assert self.exchange is not None
-        self.exchange.add(body)
+        if not self._has_surplus:
+            self.exchange.add(body)
 
     def on_message_complete(self) -> None:
         if self.exchange is not None and self.exchange.status:
@@ -395,6 +408,8 @@ class Upstream:
             raise UpstreamConnectError(f"no connection within {self._timeouts.connect_s:g} s") from None
         except OSError as error:
             raise UpstreamConnectError(f"cannot connect: {error.strerror or error}") from None
+        if connection.closed:
+            raise UpstreamConnectError("the connection was closed as soon as it was made")
         return connection
 
     def _take_idle(self) -> _Connection | None:

@@ -65,7 +65,8 @@ def end_to_end(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
 
 
 def _named_in_connection(headers: RawHeaders) -> frozenset[bytes]:
+    named: frozenset[bytes] = frozenset()
     for name, value in headers:
         if len(name) == 10 and name.lower() == b"connection":
-            return frozenset(token.strip().lower() for token in value.split(b","))
-    return frozenset()
+            named |= {token.strip().lower() for token in value.split(b",")}
+    return named
