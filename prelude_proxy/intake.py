@@ -103,7 +103,7 @@ class Callers:
         name = headers.get("x-tenant-id") or headers.get("x-user-id")
         if not name and key:
             name = _fingerprint(key)
-        return Caller(name[:200] if name else None, self._trust)
+        return Caller(_printable(name) if name else None, self._trust)
 
     def line_of(self, tenant: str | None) -> str:
         """Name of the line this tenant waits in: its own, or the common one when there are too many."""
@@ -125,6 +125,11 @@ class Callers:
             return min(latest, arrival + max(0.0, float(wanted)) / 1e3)
         except ValueError:
             return latest
+
+
+def _printable(name: str) -> str:
+    """A name from a header, fit for logs: headers may hold any bytes, and be long."""
+    return name[:200].encode("utf-8", "replace").decode()
 
 
 def _too_large(max_bytes: int) -> ClientError:

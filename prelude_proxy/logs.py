@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(fields, default=str).decode()
+        return _dumps(fields)
 
 
 def configure_logging(level: str, form: str) -> None:
@@ -76,7 +77,7 @@ class AccessLog:
 
 
 def _as_json(record: Mapping[str, Any]) -> str:
-    return orjson.dumps({**record, "ts": _timestamp(record["ts"])}, default=str).decode() + "\n"
+    return _dumps({**record, "ts": _timestamp(record["ts"])}) + "\n"
 
 
 def _as_text(record: Mapping[str, Any]) -> str:
@@ -86,7 +87,15 @@ def _as_text(record: Mapping[str, Any]) -> str:
 
 def _plain(value: object) -> str:
     text = f"{value:.1f}" if isinstance(value, float) else str(value)
-    return orjson.dumps(text).decode() if any(char in text for char in ' "\n\r\t=') else text
+    return _dumps(text) if any(char in text for char in ' "\n\r\t=') else text
+
+
+def _dumps(value: object) -> str:
+    """One line of JSON, whatever is in it: one odd record must not take the others with it."""
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except TypeError:  # a text that is not valid Unicode
+        return json.dumps(value, default=str)
 
 
 def _timestamp(seconds: float) -> str:

@@ -6,19 +6,24 @@ import asyncio
 import copy
 import io
 import logging
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import orjson
 import pytest
 import uvloop
-from scripted import LIMIT_S, Answer, Backend, Client, Script, connected, eventually
 
 from prelude_proxy.app import App
 from prelude_proxy.config import build_config
 from prelude_proxy.core.domain import EngineKind
 from prelude_proxy.engine.model import PROFILES, EngineConfig
 from prelude_proxy.engine.server import EngineServer, ServerConfig, tgi_config
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from scripted import LIMIT_S, Answer, Backend, Client, Script, connected, eventually
 
 _BASE = {
     "listen": {"host": "127.0.0.1", "port": 0},
