@@ -239,8 +239,7 @@ class Admission:
         """Time passed: expire what is due, look at what time alone changes."""
         for pool in self.pools:
             pool.measure_reserves(now)
-            for backend in pool.backends:
-                self.refresh(backend, now)
+        self._refresh_out(now)
         decisions = self._expire_due(now)
         decisions += self._expire_cold(now)
         decisions += self._dispatch_ready(now)
