@@ -16,6 +16,8 @@ _TAIL_BYTES = 2048
 _USAGE = re.compile(rb'"(?:completion_tokens|output_tokens|generated_tokens)"\s*:\s*(\d+)')
 _PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d+)')
 
+_TGI_END = re.compile(rb'"generated_text"\s*:\s*"|"error"\s*:')
+
 # events of a stream that carry no token: role chunk and [DONE] for chat, [DONE] for completions, …
 _OVERHEAD = {
     Endpoint.CHAT: 2,
@@ -64,7 +66,7 @@ class StreamObserver:
             return b"[DONE]" in self._tail[-64:] or b"response.completed" in self._tail
         if dialect is Dialect.ANTHROPIC:
             return b"message_stop" in self._tail[-256:]
-        return b'"generated_text":"' in self._tail or b'"details":' in self._tail or b'"error"' in self._tail
+        return _TGI_END.search(self._tail) is not None
 
 
 def find_usage(body: bytes) -> int | None:
