@@ -28,7 +28,7 @@ class LeastWork:
     better than one, and no herd runs to the same minimum).
     """
 
-    def choose(self, ticket: Ticket, candidates: OpenSet, rng: Rng) -> BackendSlots:  # noqa: ARG002
+    def choose(self, ticket: Ticket, candidates: OpenSet, rng: Rng) -> BackendSlots:
         """The least loaded of the candidates looked at."""
         items = candidates.items
         if len(items) == 1:
@@ -42,7 +42,7 @@ class LeastWork:
 class LeastRequests:
     """Fewest requests out relative to weight: what a plain load balancer does (mode `fcfs`)."""
 
-    def choose(self, ticket: Ticket, candidates: OpenSet, rng: Rng) -> BackendSlots:  # noqa: ARG002
+    def choose(self, ticket: Ticket, candidates: OpenSet, rng: Rng) -> BackendSlots:
         """The one with the fewest requests."""
         return min(candidates.items, key=_requests)
 

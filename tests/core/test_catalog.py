@@ -80,6 +80,6 @@ def test_a_name_is_required_where_the_endpoint_needs_one():
     """400 and the known names, else the first pool."""
     pool = make_pool("p", frozenset({"a"}))
     catalog = Catalog([pool], models={}, aliases={})
-    with pytest.raises(ClientError, match="'model' is required. Known models: a"):
+    with pytest.raises(ClientError, match=r"'model' is required\. Known models: a"):
         catalog.resolve(None, needs_name=True)
     assert catalog.resolve(None).pool is pool

@@ -179,7 +179,8 @@ class AdmissionMachine(RuleBasedStateMachine):
             if isinstance(decision, Dispatch):
                 permit = decision.permit
                 self.live[permit] = None
-                assert permit.backend.health.enabled and permit.backend.health.reachable, "invariant 6"
+                assert permit.backend.health.enabled, "invariant 6"
+                assert permit.backend.health.reachable, "invariant 6"
                 assert not permit.backend.health.draining, "invariant 6"
                 assert permit.backend in ticket.route.backends
                 assert self.pool.may_use(ticket.klass, permit.backend)
