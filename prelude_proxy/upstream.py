@@ -174,6 +174,7 @@ class _Connection(asyncio.Protocol):
         "_complete",
         "_has_surplus",
         "_is_head",
+        "_keep_alive",
         "_loop",
         "_on_free",
         "_parser",
@@ -197,6 +198,7 @@ class _Connection(asyncio.Protocol):
         self._complete = False
         self._has_surplus = False
         self._is_head = False
+        self._keep_alive = False
         self._reused = False
         self._seen_bytes = 0
         self.exchange: Response | None = None
@@ -300,7 +302,7 @@ class _Connection(asyncio.Protocol):
             self._leave(UpstreamError("the backend closed the connection within its answer", sent=True))
 
     def _finish(self) -> None:
-        if self._is_head or self._has_surplus or not self._parser.should_keep_alive():
+        if self._is_head or self._has_surplus or not self._keep_alive:
             self.closed = True
             if self._transport is not None:
                 self._transport.close()
@@ -339,6 +341,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self.exchange is not None and self.exchange.status:
             self._complete = True
+            self._keep_alive = self._parser.should_keep_alive()  # says so only here: the parser starts anew after this
 
 
 class Upstream:
