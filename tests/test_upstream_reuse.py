@@ -22,14 +22,14 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 )
 async def test_one_connection_serves_requests_in_turn(answer, expected):
     """Three requests one after the other: one connection, unless the engine closes it."""
-    num_connections = 0
+    serving: list[asyncio.Task[None]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal num_connections
-        num_connections += 1
+        serving.append(asyncio.current_task())
         while await reader.read(1000):
             writer.write(answer)
         writer.close()
+        await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -37,7 +37,8 @@ async def test_one_connection_serves_requests_in_turn(answer, expected):
     for _ in range(3):
         response = await upstream.send(REQUEST)
         assert await response.read_all(100) == b"ok"
-    assert num_connections == expected
+    assert len(serving) == expected
     assert upstream.num_busy == 0
     upstream.close()
     server.close()
+    await asyncio.gather(*serving)
