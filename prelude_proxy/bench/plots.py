@@ -184,6 +184,7 @@ def plot_samples(
             axes.step([x for x, _ in points], [y for _, y in points], where="post", color=colour, label=label)
         _dress(axes, name, "seconds", "requests")
         axes.set_ylim(bottom=0)
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _save(figure, path, title)
 
