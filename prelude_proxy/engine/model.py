@@ -158,14 +158,14 @@ PROFILES: Mapping[str, EngineProfile] = MappingProxyType(
             # machine: `bench/engine-fidelity fit URL`; see docs/engine.md.
             EngineProfile(
                 name="vllm-cpu-tiny",
-                fixed_s=1.85e-3,
+                fixed_s=1.73e-3,
                 load_s=0.0,
-                token_s=20e-6,
-                sequence_s=350e-6,
-                kv_read_s=450e-9,
-                pair_s=12e-9,
+                token_s=16.6e-6,
+                sequence_s=246e-6,
+                kv_read_s=496e-9,
+                pair_s=12.6e-9,
                 num_gpu_blocks=65_536,
-                frontend_s=3e-3,
+                frontend_s=5e-3,
             ),
             # NVIDIA data sheets: L4 24 GB, 300 GB/s, 121 TFLOP/s dense bf16; A100 80 GB SXM, 2,039 GB/s, 312 TFLOP/s.
             _llama_8b("llama8b-l4", memory_bytes=24e9, bytes_per_s=300e9, flop_per_s=121e12),

@@ -168,7 +168,7 @@ class EngineServer:
             if dialect_of(path) is Dialect.TGI:
                 return _json({"error": "Model is overloaded", "error_type": "overloaded"}, status=429)
             return _json({"error": {"message": "Model is overloaded", "http_status_code": 429}}, status=429)
-        error = {"message": _BUSY, "type": "ServiceUnavailableError", "param": None, "code": 503}
+        error = {"message": _BUSY, "type": "Service Unavailable", "param": None, "code": 503}
         return _json({"error": error}, status=503)
 
     # --- pages --------------------------------------------------------------------------------------------------------
