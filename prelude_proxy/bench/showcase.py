@@ -46,7 +46,7 @@ whole demonstration in under a minute, while two engines still cost well below o
 class Scene:
     """The engines and the load on them."""
 
-    seconds: float = 10.0
+    seconds: float = 8.0
     """Length of each of the two loads; what is left then is served to the end."""
     seed: int = 7
     rate: float = 55.0

@@ -114,10 +114,14 @@ def _show(scene: Scene, results: Mapping[str, RunResult], out: Path) -> None:
 
 def _headline(base: RunSummary, new: RunSummary) -> str:
     before, after = base.classes["fast"].ttft_s.p99, new.classes["fast"].ttft_s.p99
+    better = before is not None and after is not None and after <= before
+    change = (
+        f"{tables.factor(before, after)}[/bold] better" if better else f"{tables.factor(after, before)}[/bold] worse"
+    )
     speed = new.tokens_per_s / base.tokens_per_s if base.tokens_per_s else 0.0
     return (
         f"Short requests: first token at p99 after [bold]{tables.seconds(after)}[/bold] instead of "
-        f"{tables.seconds(before)} ([bold]{tables.factor(before, after)}[/bold] better), "
+        f"{tables.seconds(before)} ([bold]{change}), "
         f"at {speed:.2f}× the tokens/s, {new.rejected:.0f} rejected."
     )
 
