@@ -53,8 +53,9 @@ class Admin:
         return app
 
     def is_ready(self) -> bool:
-        """Some backend is available and the proxy is not draining."""
-        return not self._is_draining() and any(backend.available for backend in self._backends())
+        """Some backend is up (be it full at the moment) and the proxy is not draining."""
+        now = self._dispatcher.now()
+        return not self._is_draining() and any(backend.health.is_up(now) for backend in self._backends())
 
     def status(self) -> dict[str, Any]:
         """The state of everything that decides, as plain data."""

@@ -45,6 +45,7 @@ log = logging.getLogger("prelude_proxy")
 
 _UNBOUNDED = 2**31 - 1
 _HEADER_SWEEPS = 4
+_CUT_S = 0.25
 
 
 class App:
@@ -94,6 +95,8 @@ class App:
             yield self
         finally:
             await self._drain(data)
+            for engine in self.engines.values():  # streams cut here still end in an error event
+                engine.upstream.close()
             for task in watchers:
                 task.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
@@ -263,9 +266,10 @@ class App:
             max_field_size=16384,
             lingering_time=1.0,
         )
-        data = web.ServerRunner(self._server, handle_signals=False)
+        # whatever could finish has done so before the runner is asked to shut down
+        data = web.ServerRunner(self._server, handle_signals=False, shutdown_timeout=_CUT_S)
         await data.setup()
-        admin = web.AppRunner(self.admin.application(), access_log=None, handle_signals=False)
+        admin = web.AppRunner(self.admin.application(), access_log=None, handle_signals=False, shutdown_timeout=_CUT_S)
         await admin.setup()
         for runner, where in ((data, config.listen), (admin, config.admin)):
             site = web.TCPSite(runner, where.host, where.port, backlog=config.listen.backlog)

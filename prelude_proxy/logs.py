@@ -87,7 +87,7 @@ def _as_text(record: Mapping[str, Any]) -> str:
 
 def _plain(value: object) -> str:
     text = f"{value:.1f}" if isinstance(value, float) else str(value)
-    return _dumps(text) if any(char in text for char in ' "\n\r\t=') else text
+    return text if text.isprintable() and not any(char in text for char in ' "=') else _dumps(text)
 
 
 def _dumps(value: object) -> str:

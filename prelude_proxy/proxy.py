@@ -49,7 +49,7 @@ log = logging.getLogger("prelude_proxy")
 _TAIL_BYTES = 2048
 _BUSY_BODY_BYTES = 64 * 1024
 # vLLM --max-num-queued-reqs, SGLang --max-queued-requests and gateways between us and them word it differently
-_BUSY_WORDS = (b"queue", b"overload", b"too many", b"capacity")
+_BUSY_WORDS = (b"busy", b"queue", b"overload", b"too many", b"capacity")
 
 
 @dataclass(slots=True)
@@ -246,6 +246,7 @@ class Proxy:
                     raise
                 self._recorder.retried(exchange, exchange.outcome)
             ticket = self._again(ticket)
+            exchange.backend, exchange.dispatched_at = None, 0.0
 
     async def _attempt(
         self, request: web.BaseRequest, exchange: Exchange, slot: Slot, body: bytes
@@ -296,7 +297,7 @@ class Proxy:
                 raise UpstreamError("the stream ended without its terminator", sent=True)
             await downstream.write_eof()
         except UpstreamError as error:
-            await self._break_off(request, exchange, downstream, error)
+            await self._break_off(request, exchange, downstream, observer, error)
             exchange.error = str(error)
             exchange.outcome = Outcome.STREAM_BROKEN
             return downstream
@@ -319,6 +320,8 @@ class Proxy:
 
     def _close(self, exchange: Exchange) -> None:
         exchange.finished_at = self._dispatcher.now()
+        if exchange.ready_at and not exchange.dispatched_at:
+            exchange.held_s = exchange.finished_at - exchange.ready_at
         if exchange.output_tokens and exchange.observation is not None and exchange.outcome is Outcome.OK:
             facts = exchange.facts
             assert facts is not None
@@ -355,6 +358,7 @@ class Proxy:
             expected_tokens=ticket.expected_tokens,
             prompt_tokens=ticket.prompt_tokens,
             num_bytes=ticket.num_bytes,
+            is_retry=True,
         )
 
     async def _send(
@@ -385,22 +389,21 @@ class Proxy:
             return response.status == 429
         if response.status != 503:
             return False
-        body = await response.read_all(_BUSY_BODY_BYTES)
-        response.unread(body)
-        text = body.lower()
+        text = (await response.peek(_BUSY_BODY_BYTES)).lower()
         return any(word in text for word in _BUSY_WORDS)
 
     async def _pass_through(self, request: web.BaseRequest, exchange: Exchange, route: Route) -> web.StreamResponse:
         """A GET does no work worth a slot: any available backend, no admission."""
-        available = [backend for backend in route.backends if backend.available]
-        if not available:
+        now = self._dispatcher.now()
+        up = [backend for backend in route.backends if backend.health.is_up(now)]
+        if not up:
             raise ShedError(
                 "No backend is up at the moment.", status=503, reason=DropReason.NO_ENDPOINTS, retry_after_s=5
             )
-        engine = self._engines[min(available, key=BackendSlots.load).name]
+        engine = self._engines[min(up, key=BackendSlots.load).name]
         exchange.num_attempts = 1
         exchange.backend = engine.slots.name
-        exchange.ready_at = exchange.dispatched_at = self._dispatcher.now()
+        exchange.ready_at = exchange.dispatched_at = now
         try:
             response = await self._send(request, exchange, engine, b"", None)
         except UpstreamError as error:
@@ -454,17 +457,23 @@ class Proxy:
             return
         step = self._settings.promotions[slot.permit.klass]
         if step is not None and observer.num_events > step[0]:
-            exchange.promoted_to = step[1]
             self._recorder.promoted(exchange, step[1])
+            exchange.promoted_to = step[1]
             self._dispatcher.recharge(slot.permit, step[1])
 
     async def _break_off(
-        self, request: web.BaseRequest, exchange: Exchange, downstream: web.StreamResponse, error: UpstreamError
+        self,
+        request: web.BaseRequest,
+        exchange: Exchange,
+        downstream: web.StreamResponse,
+        observer: StreamObserver | None,
+        error: UpstreamError,
     ) -> None:
         """The answer had begun: say so inside a stream; otherwise cut the connection: it must not pass for whole."""
-        if exchange.is_streamed:
+        if observer is not None:
             body = error_body(exchange.dialect, error.status, str(error))
-            await downstream.write(error_event(exchange.dialect, body))
+            gap = b"" if observer.is_between_events else b"\n\n"
+            await downstream.write(gap + error_event(exchange.dialect, body))
             await downstream.write_eof()
         elif request.transport is not None:
             request.transport.abort()

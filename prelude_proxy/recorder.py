@@ -44,7 +44,7 @@ class Recorder:
         count(self._metrics.retries, exchange.class_name, reason.label)
 
     def promoted(self, exchange: Exchange, klass: int) -> None:
-        """The stream outgrew its class."""
+        """The stream outgrew its class; `exchange.promoted_to` still says where it was."""
         before = exchange.promoted_to if exchange.promoted_to is not None else None
         origin = exchange.class_name if before is None else self._judge.classes[before].name
         count(self._metrics.promotions, origin, self._judge.classes[klass].name)

@@ -113,11 +113,20 @@ class Response:
                 raise UpstreamProtocolError(f"the answer is longer than {limit_bytes} bytes", sent=True)
         return b"".join(pieces)
 
-    def unread(self, body: bytes) -> None:
-        """Put bytes back in front: `read` returns them again."""
-        if body:
-            self._pending.insert(0, body)
-            self.num_pending += len(body)
+    async def peek(self, limit_bytes: int) -> bytes:
+        """The body as far as about `limit_bytes`; `read` returns it again.
+
+        Raises:
+            UpstreamError: as `read`.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        while size < limit_bytes and (piece := await self.read()):
+            pieces.append(piece)
+            size += len(piece)
+        self._pending[:0] = pieces
+        self.num_pending += size
+        return b"".join(pieces)
 
     def abort(self) -> None:
         """Close the connection unless the answer is complete: the engine stops working on it."""

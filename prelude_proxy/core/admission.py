@@ -172,6 +172,8 @@ class Admission:
         pool.arrived(ticket.klass, now)
         pool.measure_reserves(now)
         self._refresh_out(now)
+        if not pool.backends:
+            self._note_emptiness(pool, now)
         reason = self._refusal(ticket, now)
         if reason is not None:
             return [Reject(ticket, reason, self.retry_after_s(ticket.klass, now))]
@@ -246,7 +248,7 @@ class Admission:
         return decisions
 
     def shut_down(self) -> None:
-        """Take nothing new; what is held or out goes on."""
+        """Take nothing new; what is held or out goes on, further attempts of it included."""
         self._accepting = False
 
     def add_backend(self, backend: BackendSlots, now: float) -> None:
@@ -267,6 +269,7 @@ class Admission:
                 self._out.pop(backend, None)
             else:
                 self._out[backend] = None
+        if not available or backend.pool in self._empty_since:
             self._note_emptiness(backend.pool, now)
         mask = backend.compute_mask()
         if mask != backend.open_mask:
@@ -280,7 +283,7 @@ class Admission:
         return max(1, min(60, round(self._held_by_class[klass] / rate) if rate > 0 else 5))
 
     def _refusal(self, ticket: Ticket, now: float) -> DropReason | None:
-        if not self._accepting:
+        if not self._accepting and not ticket.is_retry:
             return DropReason.SHUTTING_DOWN
         pool = ticket.route.pool
         if ticket.route.open[ticket.klass].items and pool.below_fleet_ceiling(ticket.klass):
@@ -419,7 +422,7 @@ class Admission:
         return min((head for head in heads if head is not None), key=by_arrival, default=None)
 
     def _note_emptiness(self, pool: PoolSlots, now: float) -> None:
-        if any(backend.available for backend in pool.backends):
+        if any(backend.health.is_up(now) for backend in pool.backends):
             self._empty_since.pop(pool, None)
         else:
             self._empty_since.setdefault(pool, now)

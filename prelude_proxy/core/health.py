@@ -66,6 +66,11 @@ class Health:
         state = self.breaker(now)
         return state is BreakerState.CLOSED or (state is BreakerState.HALF_OPEN and not self._trial_out)
 
+    def is_up(self, now: float) -> bool:
+        """Whether it is there at all: like available, but for a moment's suspension or a trial that is out."""
+        up = self.enabled and self.reachable and not self.draining
+        return up and self.breaker(now) is not BreakerState.OPEN
+
     def breaker(self, now: float) -> BreakerState:
         """Position of the breaker at `now`."""
         if self._backoff == 0:

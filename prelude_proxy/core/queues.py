@@ -26,6 +26,7 @@ class Ticket:
         "expected_tokens",
         "held",
         "id",
+        "is_retry",
         "klass",
         "num_bytes",
         "payload",
@@ -47,6 +48,7 @@ class Ticket:
         prompt_tokens: int = 0,
         num_bytes: int = 0,
         payload: Any = None,
+        is_retry: bool = False,
     ) -> None:
         self.id = ticket_id
         self.route = route
@@ -61,6 +63,8 @@ class Ticket:
         self.num_bytes = num_bytes
         self.payload = payload
         """Whatever the shell wants to find again in the decision (its future)."""
+        self.is_retry = is_retry
+        """Another attempt of a request that was let in before: it is let in during a shutdown too."""
         self.held = False
         """Waiting in a queue now."""
 

@@ -13,6 +13,10 @@ from prelude_proxy.core.domain import Dialect, Endpoint
 _MARK = b"\ndata:"
 _CARRY = len(_MARK) - 1
 _TAIL_BYTES = 2048
+_DONE = re.compile(rb"(?:\A|\n)data: ?\[DONE\]")
+_RESPONSE_END = re.compile(rb'(?:\nevent: ?|"type": ?")response\.(?:completed|incomplete|failed)\b')
+_RESPONSE_END_BYTES = 48
+_MESSAGE_END = re.compile(rb'(?:\A|\n)event: ?(?:message_stop|error)\b|"type": ?"message_stop"')
 _USAGE = re.compile(rb'"(?:completion_tokens|output_tokens|generated_tokens)"\s*:\s*(\d+)')
 _PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d+)')
 
@@ -31,10 +35,12 @@ _OVERHEAD = {
 class StreamObserver:
     """Counts the events of one SSE body as its bytes pass."""
 
-    __slots__ = ("_carry", "_overhead", "_tail", "num_events")
+    __slots__ = ("_carry", "_endpoint", "_has_ended", "_overhead", "_tail", "num_events")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.num_events = 0
+        self._endpoint = endpoint
+        self._has_ended = False
         self._overhead = _OVERHEAD.get(endpoint, 0)
         self._carry = b"\n"
         self._tail = b""
@@ -45,6 +51,9 @@ class StreamObserver:
         begun = window.count(_MARK)
         self.num_events += begun
         self._carry = window[-_CARRY:]
+        if self._endpoint is Endpoint.RESPONSES and not self._has_ended:  # its last event may be longer than the tail
+            start = self._tail[-_RESPONSE_END_BYTES:] or b"\n"
+            self._has_ended = _RESPONSE_END.search(start + chunk) is not None
         # most chunks are shorter than the tail: one concatenation each, bounded
         self._tail = chunk[-_TAIL_BYTES:] if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
         return begun
@@ -60,13 +69,22 @@ class StreamObserver:
         exact = find_usage(self._tail)
         return exact if exact is not None else self.estimated_tokens
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether the bytes so far end where an event ends."""
+        return not self._tail or self._carry.endswith((b"\n\n", b"\n\r\n"))
+
     def has_terminator(self, dialect: Dialect) -> bool:
-        """Whether the stream ended as its dialect says a stream ends."""
-        if dialect is Dialect.OPENAI:
-            return b"[DONE]" in self._tail[-64:] or b"response.completed" in self._tail
+        """Whether the stream ended as its dialect says a stream ends; for unknown kinds of streams any end is one."""
+        if self._endpoint not in _OVERHEAD:
+            return True
         if dialect is Dialect.ANTHROPIC:
-            return b"message_stop" in self._tail[-256:]
-        return _TGI_END.search(self._tail) is not None
+            return _MESSAGE_END.search(self._tail) is not None
+        if dialect is Dialect.TGI:
+            # only the last event has a text, the whole one, which may be longer than the tail
+            last = self._tail.rpartition(_MARK)[2].rstrip()
+            return last.endswith(b"}") and b'"generated_text":null' not in last
+        return self._has_ended or _DONE.search(self._tail) is not None
 
 
 def find_usage(body: bytes) -> int | None:
