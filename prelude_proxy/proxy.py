@@ -209,6 +209,8 @@ class Proxy:
             ClientError: it cannot be served as it stands.
         """
         began = time.perf_counter()
+        if request.method == "CONNECT":
+            raise ClientError("this proxy is not a tunnel", status=405)
         tenant = self._callers.authenticate(request.headers)
         endpoint = endpoint_of(request.path)
         if endpoint is Endpoint.OTHER or request.method != "POST":
@@ -403,7 +405,7 @@ class Proxy:
         engine = self._engines[min(up, key=BackendSlots.load).name]
         exchange.num_attempts = 1
         exchange.backend = engine.slots.name
-        exchange.ready_at = exchange.dispatched_at = now
+        exchange.dispatched_at = now
         try:
             response = await self._send(request, exchange, engine, b"", None)
         except UpstreamError as error:

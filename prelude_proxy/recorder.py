@@ -60,7 +60,7 @@ class Recorder:
                 metrics.admits, name, _ADMIT_LABEL.get(exchange.outcome, "dispatched" if exchange.backend else "left")
             )
             metrics.overhead_s.observe(exchange.ready_at - exchange.arrival)
-        if exchange.dispatched_at:
+        if exchange.ready_at and exchange.dispatched_at:
             tally.queue_wait_s.observe(exchange.held_s)
         if exchange.first_token_at:
             tally.ttft_s.observe(exchange.first_token_at - exchange.arrival)
