@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 
-import numpy as np
-
 from prelude_proxy.core.bins import censored_mean, forecast_of
 from prelude_proxy.core.calibration import Calibration, CalibrationStatistics, log_error
 from prelude_proxy.core.classify import DEFAULT_CUTOFFS, Cutoffs, ladder_of, probability_above
@@ -23,7 +21,7 @@ from prelude_proxy.core.prior import Blend, OnlinePrior, PriorSettings
 from prelude_proxy.modelfile import load_model
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Observation:
     """What must be kept of a classified request to learn from its answer; under a kilobyte, no text."""
 
@@ -33,7 +31,7 @@ class Observation:
     """The features, float32, for the journal."""
     digest: int
     """Checksum of the prompt: rows of one prompt must stay on one side of a split."""
-    endpoint: str
+    path: str
     model: str | None
     num_choices: int
     max_tokens: int | None
@@ -104,22 +102,22 @@ class Classifier:
         """The model in use."""
         return self._live.model
 
-    def classify(self, facts: RequestFacts, now: float = 0.0) -> tuple[Forecast, Observation]:  # noqa: ARG002
+    def classify(self, facts: RequestFacts, now: float = 0.0) -> tuple[Forecast, Observation]:
         """Forecast one answer (one choice, limits not applied: `decide` does that) before the payload is forgotten."""
         self._num_classified += 1
         live = self._live
-        extract, static = live.model.predict(facts)
+        extract, values, static = live.model.predict(facts)
         keys = keys_of(facts, extract)
         blend = live.prior.predict(keys, static)
         shadow = None
         if self._shadow is not None:
-            shadow = self._shadow.prior.predict(keys, self._shadow.model.predict(facts)[1])
+            shadow = self._shadow.prior.predict(keys, self._shadow.model.predict(facts)[2])
         observation = Observation(
             keys=keys,
             blend=blend,
-            values=np.array(extract.values, dtype=np.float32).tobytes(),
+            values=values.tobytes(),
             digest=extract.digest,
-            endpoint=facts.endpoint.value,
+            path=facts.path,
             model=facts.model,
             num_choices=facts.num_choices,
             max_tokens=facts.max_tokens,
@@ -127,7 +125,9 @@ class Classifier:
         )
         return forecast_of(blend.probabilities, blend.mean), observation
 
-    def learn(self, observation: Observation, output_tokens: float, *, censored: bool = False, now: float = 0.0) -> None:  # noqa: ARG002
+    def learn(
+        self, observation: Observation, output_tokens: float, *, censored: bool = False, now: float = 0.0
+    ) -> None:
         """The answer took `output_tokens`, all choices together.
 
         Args:
@@ -216,7 +216,7 @@ def keys_of(facts: RequestFacts, extract: Extract) -> tuple[int, ...]:
     """Keys of the prior, coarse to fine: tenant and endpoint, model, call site, prompt template, the very prompt."""
     tenant, model = facts.tenant, facts.model
     return (
-        hash((tenant, facts.endpoint)),
+        hash((tenant, facts.path)),
         hash((tenant, model, 1)),
         hash((tenant, model, extract.fingerprint, facts.max_tokens, facts.has_json_schema)),
         hash((tenant, extract.template, 3)),
@@ -226,4 +226,3 @@ def keys_of(facts: RequestFacts, extract: Extract) -> tuple[int, ...]:
 
 def _holds(spec: ClassSpec, tokens: float) -> bool:
     return spec.max_output_tokens is None or tokens <= spec.max_output_tokens
-

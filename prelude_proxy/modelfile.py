@@ -60,7 +60,6 @@ class ModelParts:
             ),
             extractor=FeatureExtractor(Lexicon(self.words, self.pairs), self.habits),
             forest=FlatForest.build(self.feature, self.threshold, self.leaves, self.base),
-            temperature=float(manifest.get("temperature", 1.0)),
         )
 
 

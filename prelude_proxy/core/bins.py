@@ -34,20 +34,20 @@ def mean_ln(probabilities: Probabilities) -> float:
     return float(probabilities @ LN_MIDDLES)
 
 
-def shifted(probabilities: Probabilities, mean: float, shift: float, stretch: float) -> Probabilities:
-    """The distribution moved by `shift` in ln(tokens) and stretched about its `mean`."""
-    below = np.empty(NUM_BINS + 2)
-    below[0] = 0.0
-    np.cumsum(probabilities, out=below[1:-1])
-    below[-1] = below[-2]
-    at = (LN_EDGES - (mean + shift)) / stretch + mean
-    cdf = np.interp(at, _KNOTS, below)
-    cdf[-1] = 1.0
-    moved: Probabilities = np.diff(cdf, prepend=0.0)
+def shifted(probabilities: Probabilities, mean: float, expected: float, stretch: float) -> Probabilities:
+    """The distribution moved so that its `mean` comes to `expected` in ln(tokens), and stretched about it."""
+    below = np.zeros(NUM_BINS + 1)
+    probabilities.cumsum(out=below[1:])
+    cdf = np.interp((_INNER_EDGES - expected) / stretch + mean, _KNOTS, below)
+    moved = np.empty(NUM_BINS)
+    moved[0] = cdf[0]
+    moved[-1] = 1.0 - cdf[-1]
+    np.subtract(cdf[1:], cdf[:-1], out=moved[1:-1])
     return moved
 
 
-_KNOTS = np.array((_LN_LOW, *_LN_EDGES, _LN_EDGES[-1] + 1.0))
+_KNOTS = np.array((_LN_LOW, *_LN_EDGES))
+_INNER_EDGES = LN_EDGES[:-1]
 
 
 def quantile(cdf: list[float], share: float) -> float:
@@ -74,7 +74,7 @@ def forecast_of(probabilities: Probabilities, mean: float | None = None) -> Fore
 
 def censored_mean(probabilities: Probabilities, floor: float) -> float:
     """E[ln tokens | ln tokens ≥ `floor`]: what to learn from an answer that was cut off at `floor`."""
-    above = np.where(LN_EDGES > floor, probabilities, 0.0)
+    above = np.where(floor < LN_EDGES, probabilities, 0.0)
     total = float(above.sum())
     if total < 1e-6:
         return floor

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from math import log, sqrt
 
 MEMORY = 5_000.0
+_GROWTH = 1.0 / (1.0 - 1.0 / MEMORY)
+_REBASE = 1e9
 _RELIABILITY_BINS = 10
 _FAST = 0.02
 _SLOW = 0.001
@@ -44,10 +46,11 @@ class Calibration:
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes = tuple(classes)
         size = len(self._classes)
+        self._unit = 1.0
+        """What one answer counts now. It grows instead of all others shrinking."""
         self._confusion = [[0.0] * size for _ in range(size)]
         self._hits = [0.0] * _RELIABILITY_BINS
         self._sure = [0.0] * _RELIABILITY_BINS
-        self._weights = [0.0] * _RELIABILITY_BINS
         self._num_learned = 0
         self._num_censored = 0
         self._fast = 0.0
@@ -65,21 +68,22 @@ class Calibration:
 
     def learn(self, actual: int, predicted: int, probabilities: Sequence[float], log_error: float) -> None:
         """An answer of class index `actual` was forecast with `probabilities` and put into class `predicted`."""
-        keep = 1.0 - 1.0 / MEMORY
         self._num_learned += 1
-        for row in self._confusion:
-            row[:] = [count * keep for count in row]
-        self._confusion[actual][predicted] += 1.0
-        likely = max(range(len(probabilities)), key=probabilities.__getitem__)
-        where = min(int(probabilities[likely] * _RELIABILITY_BINS), _RELIABILITY_BINS - 1)
-        for counts, added in (
-            (self._hits, float(likely == actual)),
-            (self._sure, probabilities[likely]),
-            (self._weights, 1.0),
-        ):
-            counts[:] = [count * keep for count in counts]
-            counts[where] += added
+        self._unit *= _GROWTH
+        self._confusion[actual][predicted] += self._unit
+        most = max(probabilities)
+        where = min(int(most * _RELIABILITY_BINS), _RELIABILITY_BINS - 1)
+        self._sure[where] += self._unit * most
+        if probabilities[actual] == most:
+            self._hits[where] += self._unit
+        if self._unit > _REBASE:
+            self._rebase()
         self._learn_error(log_error)
+
+    def _rebase(self) -> None:
+        for counts in (*self._confusion, self._hits, self._sure):
+            counts[:] = [count / self._unit for count in counts]
+        self._unit = 1.0
 
     def _learn_error(self, error: float) -> None:
         rate = max(_SLOW, 1.0 / self._num_learned)
@@ -91,18 +95,17 @@ class Calibration:
         """What is known now."""
         total = sum(map(sum, self._confusion)) or 1.0
         size = range(len(self._classes))
-        weight = sum(self._weights) or 1.0
         gaps = (abs(h - s) for h, s in zip(self._hits, self._sure, strict=True))
         standard_error = sqrt(max(self._variance, 1e-6) * _FAST / (2.0 - _FAST))
         return CalibrationStatistics(
             num_learned=self._num_learned,
             num_censored=self._num_censored,
             classes=self._classes,
-            confusion=tuple(tuple(row) for row in self._confusion),
+            confusion=tuple(tuple(count / self._unit for count in row) for row in self._confusion),
             accuracy=sum(self._confusion[i][i] for i in size) / total,
             underpredicted=sum(self._confusion[i][j] for i in size for j in size if j < i) / total,
             overpredicted=sum(self._confusion[i][j] for i in size for j in size if j > i) / total,
-            calibration_error=sum(gaps) / weight,
+            calibration_error=sum(gaps) / total,
             mean_log_error=self._fast,
             drift=abs(self._fast - self._slow) / standard_error if self._num_learned > 1 / _FAST else 0.0,
         )

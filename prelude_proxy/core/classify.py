@@ -22,13 +22,15 @@ _PROMPT_LOGPROBS_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Cutoffs:
-    """How sure of an overflow one must be to put a request into the longer class. Calling a deep request standard
-    hurts everyone behind it, calling a standard one deep hurts one: the deepest class has the lower cut-off.
+    """How sure of an overflow one must be to put a request into the longer class.
+
+    Calling a deep request standard hurts everyone behind it, calling a standard one deep hurts one: the deepest class
+    has the lower cut-off.
     """
 
     longer: float = 0.5
     """Between two classes that both have a bound above them: the likelier side."""
-    deepest: float = 0.4
+    deepest: float = 0.35
     """Into the last, unbounded class."""
 
 
@@ -209,4 +211,3 @@ def _expected_tokens(facts: RequestFacts, forecast: Forecast | None) -> float:
         return max(forecast.expected_tokens, 1.0)
     limit = float("inf") if facts.max_tokens is None else float(max(facts.max_tokens, 1))
     return min(max(_UNKNOWN_TOKENS, facts.min_tokens), limit) * facts.num_choices
-

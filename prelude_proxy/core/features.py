@@ -99,6 +99,7 @@ _UNITS: Mapping[bytes, int] = {
     **dict.fromkeys((b"page", b"pages", b"chapter", b"chapters"), 4),
     **dict.fromkeys((b"ways", b"tips", b"steps", b"examples", b"reasons", b"ideas", b"questions", b"items"), 5),
 }
+_MARKED_WORDS = frozenset(_UNITS) | frozenset(_CATEGORY)
 _NUMERALS = {
     word.encode(): value
     for value, word in enumerate(
@@ -143,7 +144,7 @@ FEATURES: tuple[str, ...] = (
 """Names of the numbers, in the order of the vector."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Extract:
     """What one request looks like to the model, and the keys under which the prior remembers it."""
 
@@ -154,16 +155,18 @@ class Extract:
 
 
 class FeatureExtractor:
-    """Request in, feature vector out. Holds what training learned about words and model names, and no more state than
-    a bounded memo of model names already described.
+    """Request in, feature vector out.
+
+    Holds what training learned about words and model names, and no more state than a bounded memo of model names
+    already described.
     """
 
-    __slots__ = ("_habits", "_lexicon", "_names")
+    __slots__ = ("_habits", "_names", "lexicon")
 
     _MAX_NAMES = 1024
 
     def __init__(self, lexicon: Lexicon, habits: Mapping[str, ModelHabit]) -> None:
-        self._lexicon = lexicon
+        self.lexicon = lexicon
         self._habits = habits
         self._names: dict[str, list[float]] = {}
 
@@ -172,11 +175,11 @@ class FeatureExtractor:
         conversation = read_conversation(facts)
         text = conversation.text
         seen = glimpse(text)
-        values = [self._lexicon.score(seen.words)]
+        values = [self.lexicon.score(seen.words, seen.distinct)]
         values += self._of_name(facts.model or "")
         values += _of_shape(facts, conversation)
         values += _of_text(seen)
-        values += _of_task(seen.words)
+        values += _of_task(seen)
         return Extract(values, fingerprint(conversation), template(text), digest(text))
 
     def words(self, facts: RequestFacts) -> list[bytes]:
@@ -221,61 +224,61 @@ def _of_shape(facts: RequestFacts, conversation: Conversation) -> list[float]:
 
 
 def _of_text(seen: Glimpse) -> list[float]:
-    head, tail, marks, words = seen.head, seen.tail, seen.marks, seen.words
+    head, marks, words = seen.head, seen.marks, seen.words
     count = marks.count
-    size = len(marks) or 1
+    per_byte = 1.0 / (len(marks) or 1)
     num_words = len(words)
-    end = (tail or head).rstrip()
-    last_line = len(end) - end.rfind("\n") - 1
+    end = (seen.tail or head).rstrip()
+    last_break = end.rfind("\n")
     first_line = head.find("\n", 1)
-    asks = "?" in end[-last_line:] if last_line else False
     return [
         log1p(seen.num_chars),
-        float(num_words),
-        size / (num_words + 1),
-        len(set(words)) / (num_words + 1),
-        float(count(b"\n")),
-        float(first_line if first_line >= 0 else len(head)),
-        float(last_line),
-        float(asks),
+        num_words,
+        len(marks) / (num_words + 1),
+        len(seen.distinct) / (num_words + 1),
+        count(b"\n"),
+        first_line if first_line >= 0 else len(head),
+        len(end) - last_break - 1,
+        end.find("?", last_break + 1) >= 0,
         _ENDS.get(end[-1:], 0.0),
-        float(_OPENERS.get(words[0], 0)) if words else -1.0,
-        float(count(b"?")),
-        float(count(b":")),
-        float(count(b"`")),
-        float(count(b"|")),
-        float(count(b"#")),
-        float(count(b"!")),
-        float(head.count("\n\n")),
-        count(b"0") / size,
-        count(b"A") / size,
-        count(b"=") / size,
-        count(b"{") / size,
-        count(b"(") / size,
-        count(b'"') / size,
-        count(b",") / size,
-        count(b".") / size,
-        count(b"_") / size,
-        count(b"-") / size,
-        count(b";") / size,
-        count(b" ") / size,
-        (count(b"k") + count(b"h")) / size,
-        (count(b"y") + count(b"r") + count(b"i") + count(b"l")) / size,
-        (count(b"s") + count(b"e")) / size,
+        _OPENERS.get(words[0], 0) if words else -1.0,
+        count(b"?"),
+        count(b":"),
+        count(b"`"),
+        count(b"|"),
+        count(b"#"),
+        count(b"!"),
+        head.count("\n\n"),
+        count(b"0") * per_byte,
+        count(b"A") * per_byte,
+        count(b"=") * per_byte,
+        count(b"{") * per_byte,
+        count(b"(") * per_byte,
+        count(b'"') * per_byte,
+        count(b",") * per_byte,
+        count(b".") * per_byte,
+        count(b"_") * per_byte,
+        count(b"-") * per_byte,
+        count(b";") * per_byte,
+        count(b" ") * per_byte,
+        (count(b"k") + count(b"h")) * per_byte,
+        (count(b"y") + count(b"r") + count(b"i") + count(b"l")) * per_byte,
+        (count(b"s") + count(b"e")) * per_byte,
     ]
 
 
-def _of_task(words: list[bytes]) -> list[float]:
-    distinct = set(words)
-    values = [0.0] * (2 + len(_TASK_WORDS))
-    values[0] = -1.0
-    for word in distinct & _UNITS.keys():
-        number = _number(words[words.index(word) - 1])
-        if number is not None:
-            values[0] = log1p(number)
-            values[1] = float(_UNITS[word])
-    for word in distinct & _CATEGORY.keys():
-        values[2 + _CATEGORY[word]] += 1.0
+def _of_task(seen: Glimpse) -> list[float]:
+    values = [-1.0] + [0.0] * (1 + len(_TASK_WORDS))
+    words = seen.words
+    for word in seen.distinct & _MARKED_WORDS:
+        unit = _UNITS.get(word)
+        if unit is not None:
+            number = _number(words[words.index(word) - 1])
+            if number is not None:
+                values[0], values[1] = log1p(number), float(unit)
+        category = _CATEGORY.get(word)
+        if category is not None:
+            values[2 + category] += 1.0
     return values
 
 

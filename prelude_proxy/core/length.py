@@ -9,7 +9,7 @@ import numpy as np
 from prelude_proxy.core.bins import Probabilities
 from prelude_proxy.core.domain import RequestFacts
 from prelude_proxy.core.features import Extract, FeatureExtractor
-from prelude_proxy.core.trees import FlatForest, softmax
+from prelude_proxy.core.trees import FlatForest, Vector, softmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +26,18 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class LengthModel:
-    """Features, forest and calibration, and what the file said about them."""
+    """Features and forest, and what the file said about them."""
 
     info: ModelInfo
     extractor: FeatureExtractor
     forest: FlatForest
-    temperature: float = 1.0
-    """Margins are divided by it before the softmax; fitted on held-out rows."""
 
-    def predict(self, facts: RequestFacts) -> tuple[Extract, Probabilities]:
-        """Features of the request and the probability of each bin of output tokens of one choice."""
+    def predict(self, facts: RequestFacts) -> tuple[Extract, Vector, Probabilities]:
+        """Features, as extracted and as the forest's vector, and the probability of each bin, of one choice."""
         extract = self.extractor.extract(facts)
-        return extract, self.of_values(extract.values)
+        values = np.array(extract.values, dtype=np.float32)
+        return extract, values, self.of_values(values)
 
-    def of_values(self, values: list[float]) -> Probabilities:
+    def of_values(self, values: Vector) -> Probabilities:
         """Probability of each bin for a feature vector."""
-        return softmax(self.forest.margins(np.array(values, dtype=np.float32)) / np.float32(self.temperature))
+        return softmax(self.forest.margins(values))

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from itertools import pairwise, repeat
 from math import sqrt
 
-MAX_TERMS = 400
-"""Words of one prompt that count, so that a window full of one-letter words is bounded too."""
-
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
@@ -21,12 +18,12 @@ class Lexicon:
     words: Mapping[bytes, float]
     pairs: Mapping[tuple[bytes, bytes], float]
 
-    def score(self, words: list[bytes]) -> float:
-        """Sum of the weights of the distinct terms over the root of their number (an l2-normalised bag of terms)."""
+    def score(self, words: list[bytes], distinct: set[bytes]) -> float:
+        """Sum of the weights of all `distinct` words and of every pair of neighbours, over the root of their number."""
         if not words:
             return 0.0
-        words = words[:MAX_TERMS]
-        distinct = set(words)
-        neighbours = set(pairwise(words))
-        total = sum(map(self.words.get, distinct, repeat(0.0))) + sum(map(self.pairs.get, neighbours, repeat(0.0)))
-        return total / sqrt(len(distinct) + len(neighbours))
+        total = sum(map(self.words.get, distinct, _ZEROS)) + sum(map(self.pairs.get, pairwise(words), _ZEROS))
+        return total / sqrt(len(distinct) + len(words))
+
+
+_ZEROS = repeat(0.0)

@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from math import exp, log, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 
-from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS, Probabilities, bin_of, mean_ln, shifted
+from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS, Probabilities, bin_of, shifted
 
-STATIC, CORRECTED, HISTORY = range(3)
 EXPERTS = ("static", "corrected", "history")
+_MOMENTS = np.stack((LN_MIDDLES, LN_MIDDLES**2), axis=1)
+_UNTRIED = (1 / 3, 1 / 3, 1 / 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,51 +38,25 @@ class PriorSettings:
     max_keys: int = 50_000
     max_weight: float = 200.0
     """Answers that a memory remembers."""
-    shift_shrinkage: float = 4.0
+    shift_shrinkage: float = 5.0
     """Answers after which a key's residual mean counts half."""
-    count_shrinkage: float = 6.0
+    count_shrinkage: float = 4.0
     """Answers after which a key's own distribution counts half."""
     slope_shrinkage: float = 12.0
+    """Answers after which a tenant's own tilt counts half."""
     learning_rate: float = 0.3
     """Of Hedge, per nat of log-loss."""
     forgetting: float = 0.98
+    """What a log-loss weighs after one more answer."""
     global_share: float = 0.2
     """Part of the weights over all tenants in a tenant's own."""
-    min_spread: float = 0.35
-    max_spread: float = 2.5
+    min_stretch: float = 0.35
+    max_stretch: float = 2.5
 
 
-class _Memory:
-    """What is remembered under one key."""
-
-    __slots__ = ("counts", "residual", "weight")
-
-    def __init__(self) -> None:
-        self.weight = 0.0
-        self.residual = 0.0
-        """Mean of what coarser keys left unexplained."""
-        self.counts = np.zeros(NUM_BINS)
-
-
-class _Line:
-    """Exponentially weighted regression of actual on forecast ln(tokens), and how well each expert did."""
-
-    __slots__ = ("cov", "losses", "mean_x", "mean_y", "spread", "var", "weight")
-
-    def __init__(self) -> None:
-        self.weight = 0.0
-        self.mean_x = 0.0
-        self.mean_y = 0.0
-        self.var = 0.0
-        self.cov = 0.0
-        self.spread = 1.0
-        """Mean squared error of the corrected forecast over the variance it was made with."""
-        self.losses = [0.0, 0.0, 0.0]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Blend:
-    """A forecast and what `OnlinePrior.learn` needs to learn from its outcome."""
+    """A forecast and what `OnlinePrior.learn` needs to learn from its outcome. Kept while a request is held: small."""
 
     probabilities: Probabilities
     mean: float
@@ -91,111 +67,125 @@ class Blend:
     static_sigma: float
 
 
+class _Line:
+    """Exponentially weighted regression of actual on forecast ln(tokens), and how well each expert did."""
+
+    __slots__ = (
+        "cov", "intercept", "losses", "mean_x", "mean_y", "slope", "spread", "stretch", "trusted", "var", "weight",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.weight = 0.0
+        self.mean_x = 0.0
+        self.mean_y = 0.0
+        self.var = 0.0
+        self.cov = 0.0
+        self.spread = 1.0
+        """Mean squared error of the corrected forecast over the variance it was made with."""
+        self.losses = [0.0, 0.0, 0.0]
+        self.trusted = _UNTRIED
+        """Weights of the experts that follow from the losses."""
+        self.intercept = 0.0
+        self.slope = 1.0
+        """The line itself, shrunk: corrected mean = intercept + slope · forecast mean."""
+        self.stretch = 1.0
+
+
 class OnlinePrior:
     """Bounded, decaying memory of answer lengths by key. Keys are given coarse to fine; the first is the tenant's."""
 
     def __init__(self, settings: PriorSettings | None = None) -> None:
         self._settings = settings or PriorSettings()
-        self._memories: OrderedDict[int, _Memory] = OrderedDict()
+        self._rows: OrderedDict[int, int] = OrderedDict()
+        """Key to row, least recently learned first. A key's memory is one row of the three below."""
+        self._counts: NDArray[np.float32] = np.zeros((1024, NUM_BINS), dtype=np.float32)
+        self._weights: list[float] = []
+        self._residuals: list[float] = []
+        """Mean of what coarser keys left unexplained, in ln(tokens)."""
+        self._offsets: list[float] = []
+        """The same shrunk: what the key adds to the corrected mean."""
         self._lines: OrderedDict[int, _Line] = OrderedDict()
         self._overall = _Line()
 
     def __len__(self) -> int:
-        return len(self._memories)
+        return len(self._rows)
 
     def weights(self) -> dict[str, float]:
         """Weight of each expert over all tenants."""
-        return dict(zip(EXPERTS, self._hedge(self._overall.losses), strict=True))
+        return dict(zip(EXPERTS, self._overall.trusted, strict=True))
 
     def predict(self, keys: tuple[int, ...], static: Probabilities) -> Blend:
         """Blend the experts for a request under `keys` whose model forecast is `static`."""
-        mean = mean_ln(static)
-        sigma = sqrt(max(float(static @ (LN_MIDDLES - mean) ** 2), 0.01))
-        line = self._lines.get(keys[0]) or self._overall
-        memories = [self._memories.get(key) for key in keys]
-        expected = self._corrected_mean(line, memories, mean)
-        stretch = self._stretch(line)
-        corrected = static if line.weight == 0.0 else shifted(static, mean, expected - mean, stretch)
-        history = self._history(memories, static)
-        weights = self._weights(line)
-        stacked = np.array((static, corrected, history))
-        blended = weights @ stacked
-        point = weights[0] * mean + weights[1] * expected + weights[2] * mean_ln(history)
-        return Blend(blended, point, stacked.astype(np.float32).tobytes(), mean, sigma)
+        mean, square = static.dot(_MOMENTS).tolist()
+        sigma = sqrt(max(square - mean * mean, 0.01))
+        line = self._lines.get(keys[0], self._overall)
+        rows = [row for row in map(self._rows.get, keys) if row is not None]
+        experts = np.empty((3, NUM_BINS), dtype=np.float32)
+        experts[0] = static
+        experts[1] = static if line.weight == 0.0 else self._corrected(line, rows, static, mean)
+        experts[2] = self._history(rows, static)
+        share = self._settings.global_share
+        overall = self._overall.trusted
+        trust = [own + share * (all_ - own) for own, all_ in zip(line.trusted, overall, strict=True)]
+        blended: Probabilities = np.array(trust).dot(experts)
+        return Blend(blended, float(blended.dot(LN_MIDDLES)), experts.tobytes(), mean, sigma)
 
     def learn(self, keys: tuple[int, ...], blend: Blend, tokens: float) -> None:
         """The answer to a request predicted as `blend` took `tokens`."""
         actual = log(max(tokens, 1.0))
-        line = self._line(keys[0])
-        self._learn_losses(line, blend, bin_of(tokens))
-        remaining = actual - self._line_mean(line, blend.static_mean)
-        self._learn_line(line, blend.static_mean, actual)
-        self._learn_line(self._overall, blend.static_mean, actual)
         where = bin_of(tokens)
+        line = self._line(keys[0])
+        self._learn_losses(line, blend, where)
+        remaining = actual - (line.intercept + line.slope * blend.static_mean)
+        for each in (line, self._overall):
+            self._learn_line(each, blend.static_mean, actual)
         for key in keys:
-            memory = self._memory(key)
-            self._count(memory, where)
-            before = memory.residual
-            memory.residual += (remaining - before) / memory.weight
-            remaining -= before * self._share(memory.weight - 1.0)
+            remaining = self._learn_row(self._row(key), remaining, where)
         squared = min(remaining * remaining / (blend.static_sigma * blend.static_sigma), 16.0)
         for each in (line, self._overall):
             each.spread += (squared - each.spread) / (min(each.weight, 60.0) + 4.0)
+            self._refresh(each)
 
     # --- experts ------------------------------------------------------------------------------------------------------
 
-    def _line_mean(self, line: _Line, mean: float) -> float:
-        """The tenant's line at the model's forecast, shrunk to the forecast itself."""
-        if line.weight == 0.0:
-            return mean
-        shrink = self._settings.slope_shrinkage
-        slope = (line.cov * line.weight + shrink * 0.3) / (line.var * line.weight + shrink * 0.3)
-        slope = min(max(slope, 0.0), 1.5)
-        fitted = line.mean_y + slope * (mean - line.mean_x)
-        trust = line.weight / (line.weight + self._settings.shift_shrinkage)
-        return mean + trust * (fitted - mean)
-
-    def _corrected_mean(self, line: _Line, memories: list[_Memory | None], mean: float) -> float:
-        expected = self._line_mean(line, mean)
-        for memory in memories:
-            if memory is not None:
-                expected += memory.residual * self._share(memory.weight)
-        return expected
+    def _corrected(self, line: _Line, rows: list[int], static: Probabilities, mean: float) -> Probabilities:
+        expected = line.intercept + line.slope * mean
+        for row in rows:
+            expected += self._offsets[row]
+        return shifted(static, mean, expected, line.stretch)
 
     def _share(self, weight: float) -> float:
-        return max(weight, 0.0) / (max(weight, 0.0) + self._settings.shift_shrinkage)
+        return weight / (weight + self._settings.shift_shrinkage)
 
-    def _stretch(self, line: _Line) -> float:
-        settings = self._settings
-        known = line.weight / (line.weight + 10.0)
-        return min(max(sqrt(1.0 + known * (line.spread - 1.0)), settings.min_spread), settings.max_spread)
-
-    def _history(self, memories: list[_Memory | None], static: Probabilities) -> Probabilities:
+    def _history(self, rows: list[int], static: Probabilities) -> Probabilities:
+        """Dirichlet means nested coarse to fine, the static forecast at the root."""
         shrink = self._settings.count_shrinkage
-        expected = static
-        for memory in memories:
-            if memory is not None:
-                expected = (memory.counts + shrink * expected) / (memory.weight + shrink)
-        return expected
-
-    def _weights(self, line: _Line) -> Probabilities:
-        own, overall = self._hedge(line.losses), self._hedge(self._overall.losses)
-        share = self._settings.global_share
-        return np.array([(1.0 - share) * a + share * b for a, b in zip(own, overall, strict=True)])
-
-    def _hedge(self, losses: list[float]) -> list[float]:
-        best = min(losses)
-        raw = [exp(-self._settings.learning_rate * (loss - best)) for loss in losses]
-        total = sum(raw)
-        return [weight / total for weight in raw]
+        left = 1.0
+        parts = []
+        for row in reversed(rows):
+            own = left / (self._weights[row] + shrink)
+            parts.append(own)
+            left = own * shrink
+        history = static * left
+        if parts:
+            parts.reverse()
+            history += np.array(parts).dot(self._counts.take(rows, axis=0))
+        return history
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def _learn_losses(self, line: _Line, blend: Blend, where: int) -> None:
-        experts = np.frombuffer(blend.experts, dtype=np.float32).reshape(3, NUM_BINS)
-        losses = [-log(max(float(value), 1e-3)) for value in experts[:, where]]
+        experts = np.frombuffer(blend.experts, dtype=np.float32)
+        losses = [-log(max(value, 1e-3)) for value in experts[where::NUM_BINS].tolist()]
         for each in (line, self._overall):
             each.losses = [self._settings.forgetting * a + b for a, b in zip(each.losses, losses, strict=True)]
+            each.trusted = self._hedge(each.losses)
+
+    def _hedge(self, losses: list[float]) -> tuple[float, ...]:
+        best = min(losses)
+        raw = [exp(-self._settings.learning_rate * (loss - best)) for loss in losses]
+        total = sum(raw)
+        return tuple(weight / total for weight in raw)
 
     def _learn_line(self, line: _Line, forecast: float, actual: float) -> None:
         line.weight = min(line.weight + 1.0, self._settings.max_weight)
@@ -206,34 +196,74 @@ class OnlinePrior:
         line.var += rate * (dx * (forecast - line.mean_x) - line.var)
         line.cov += rate * (dx * (actual - line.mean_y) - line.cov)
 
-    def _count(self, memory: _Memory, where: int) -> None:
-        limit = self._settings.max_weight
-        if memory.weight >= limit:
-            memory.counts *= (limit - 1.0) / limit
-            memory.weight = limit
-        else:
-            memory.weight += 1.0
-        memory.counts[where] += 0.6
-        memory.counts[max(where - 1, 0)] += 0.2
-        memory.counts[min(where + 1, NUM_BINS - 1)] += 0.2
+    def _refresh(self, line: _Line) -> None:
+        """The line's shrunk slope, intercept and stretch, once per answer rather than once per forecast."""
+        settings = self._settings
+        shrink = settings.slope_shrinkage * _SLOPE_VARIANCE
+        slope = min(max((line.cov * line.weight + shrink) / (line.var * line.weight + shrink), 0.0), 1.5)
+        trust = self._share(line.weight)
+        line.slope = 1.0 + trust * (slope - 1.0)
+        line.intercept = trust * (line.mean_y - slope * line.mean_x)
+        known = line.weight / (line.weight + 10.0)
+        stretch = sqrt(1.0 + known * (line.spread - 1.0))
+        line.stretch = min(max(stretch, settings.min_stretch), settings.max_stretch)
 
-    def _memory(self, key: int) -> _Memory:
-        memory = self._memories.get(key)
-        if memory is None:
-            memory = self._memories[key] = _Memory()
-            if len(self._memories) > self._settings.max_keys:
-                self._memories.popitem(last=False)
+    def _learn_row(self, row: int, remaining: float, where: int) -> float:
+        """Learn what coarser keys left unexplained; returns what this key, as it was, leaves to the finer ones."""
+        explained = self._offsets[row]
+        self._count(row, where)
+        weight = self._weights[row]
+        self._residuals[row] += (remaining - self._residuals[row]) / weight
+        self._offsets[row] = self._residuals[row] * self._share(weight)
+        return remaining - explained
+
+    def _count(self, row: int, where: int) -> None:
+        """One more answer in bin `where`, a part of it in the neighbours: lengths are not exact to a bin."""
+        limit = self._settings.max_weight
+        counts = self._counts[row]
+        if self._weights[row] >= limit:
+            counts *= (limit - 1.0) / limit
         else:
-            self._memories.move_to_end(key)
-        return memory
+            self._weights[row] += 1.0
+        counts[where] += 0.6
+        counts[max(where - 1, 0)] += 0.2
+        counts[min(where + 1, NUM_BINS - 1)] += 0.2
+
+    def _row(self, key: int) -> int:
+        row = self._rows.get(key)
+        if row is not None:
+            self._rows.move_to_end(key)
+            return row
+        row = self._new_row()
+        self._rows[key] = row
+        return row
+
+    def _new_row(self) -> int:
+        if len(self._rows) >= self._settings.max_keys:
+            _, row = self._rows.popitem(last=False)
+            self._weights[row] = self._residuals[row] = self._offsets[row] = 0.0
+            self._counts[row] = 0.0
+            return row
+        row = len(self._weights)
+        if row == len(self._counts):
+            self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
+        self._weights.append(0.0)
+        self._residuals.append(0.0)
+        self._offsets.append(0.0)
+        return row
 
     def _line(self, key: int) -> _Line:
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = _Line()
             line.losses = list(self._overall.losses)
+            line.trusted = self._overall.trusted
             if len(self._lines) > self._settings.max_keys:
                 self._lines.popitem(last=False)
         else:
             self._lines.move_to_end(key)
         return line
+
+
+_SLOPE_VARIANCE = 0.3
+"""Variance of ln(tokens) forecasts against which a tenant's tilt is shrunk to 1."""

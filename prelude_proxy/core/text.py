@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 HEAD_CHARS = 1000
 TAIL_CHARS = 400
+MAX_WORDS = 400
+"""Words that are read: a window full of one-letter words is bounded too."""
 
 
 def _script_of(byte: int) -> str:
@@ -59,7 +61,7 @@ WORDS = _word_table()
 _WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7af]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Glimpse:
     """The part of a text that is read, and how long the whole was."""
 
@@ -71,6 +73,7 @@ class Glimpse:
     """One class mark per UTF-8 byte of head and tail; count them."""
     words: list[bytes]
     """Lower-case words in order; scripts that write without spaces give one word a character."""
+    distinct: set[bytes]
 
 
 def glimpse(text: str) -> Glimpse:
@@ -87,4 +90,6 @@ def glimpse(text: str) -> Glimpse:
         wide = _WIDE.findall(window)
         if wide:
             words += [char.encode() for char in wide]
-    return Glimpse(num_chars, head, tail, data.translate(MARKS), words)
+    if len(words) > MAX_WORDS:
+        words = words[:MAX_WORDS]
+    return Glimpse(num_chars, head, tail, data.translate(MARKS), words, set(words))

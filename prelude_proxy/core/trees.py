@@ -2,8 +2,8 @@
 
 Each tree has a vector in every leaf (one margin per bin), and is padded to a perfect tree of the forest's depth, so
 that one walk goes down all trees at once. The walk compares every node first - one gather, one comparison - and then
-follows the outcomes level by level: for 100 trees of depth 6 that was faster than gathering per level (13 against
-25 µs), than leaf bit masks (21 µs) and than generated Python (39 µs).
+follows the outcomes level by level: for 100 trees of depth 6 that was faster (11 µs) than gathering per level
+(25 µs), than leaf bit masks (21 µs) and than generated Python (39 µs).
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class FlatForest:
     """Margins before any tree."""
     depth: int
     roots: NDArray[np.intp]
-    left: NDArray[np.intp]
+    left: NDArray[np.int16] | NDArray[np.int32]
     """Of each node: where its left child is, in the nodes or, on the last level, in the leaves; right is one after."""
+    ones: Vector
+    """One per tree: a product with it adds up the leaves faster than a reduction."""
 
     @classmethod
     def build(cls, feature: NDArray[Any], threshold: Vector, leaves: NDArray[np.float32], base: Vector) -> FlatForest:
@@ -51,20 +53,23 @@ class FlatForest:
             base=np.asarray(base, dtype=np.float32),
             depth=depth,
             roots=(np.arange(num_trees) * num_nodes).astype(np.intp),
-            left=left.reshape(-1).astype(np.intp),
+            left=left.reshape(-1).astype(np.int16 if left.max() < 2**15 else np.int32),
+            ones=np.ones(num_trees, dtype=np.float32),
         )
 
     def margins(self, values: Vector) -> Vector:
         """Sum of the leaves that `values` (finite float32, one per feature) falls into."""
-        child = self.left + (values.take(self.feature) >= self.threshold)
+        take = (self.left + (values.take(self.feature) >= self.threshold)).take
         node = self.roots
         for _ in range(self.depth):
-            node = child.take(node)
-        total: Vector = np.add.reduce(self.leaves.take(node, axis=0), axis=0)
-        return total + self.base
+            node = take(node)
+        total: Vector = self.ones.dot(self.leaves.take(node, axis=0))
+        total += self.base
+        return total
 
 
 def softmax(margins: Vector) -> NDArray[np.float64]:
-    """Probabilities that `margins` stand for."""
-    weights = np.exp(margins - margins.max(), dtype=np.float64)
-    return weights / np.add.reduce(weights)
+    """Probabilities that `margins` stand for; in float64, where no forest's margins overflow."""
+    weights = np.exp(margins, dtype=np.float64)
+    weights /= np.add.reduce(weights)
+    return weights

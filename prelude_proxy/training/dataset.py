@@ -69,20 +69,31 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of either format. Rows that teach nothing about a model's answers are left out: reference answers written
-    by people, and answers whose reasoning was not counted.
+    """Rows of either format.
+
+    Rows that teach nothing about a model's answers are left out: reference answers written by people, and answers whose
+    reasoning was not counted.
+
+    Raises:
+        ValueError: a line is not JSON, or not a row.
     """
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
-            raw = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
-        if "request" in raw:
-            yield _request_row(raw, number)
-        elif not raw.get("hidden_reasoning") and raw.get("label") != "reference":
-            yield _corpus_row(raw, number)
+            row = _row(orjson.loads(line), number)
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ValueError(f"{path}:{number}: not a row: {type(error).__name__}: {error}") from None
+        if row is not None:
+            yield row
+
+
+def _row(raw: dict[str, Any], number: int) -> Row | None:
+    if "request" in raw:
+        return _request_row(raw, number)
+    if raw.get("hidden_reasoning") or raw.get("label") == "reference":
+        return None
+    return _corpus_row(raw, number)
 
 
 def _request_row(raw: dict[str, Any], number: int) -> Row:
@@ -141,8 +152,10 @@ def _whole(message: Mapping[str, Any]) -> str:
 
 
 def cap_sources(rows: list[Row], max_rows: int = 25_000) -> list[Row]:
-    """No source with more than about `max_rows`: fewer answers per prompt are kept, chosen by checksum, until it fits.
-    A benchmark that put each prompt to sixty models must not outweigh everything else.
+    """No source with more than about `max_rows`.
+
+    Of larger ones fewer answers per prompt are kept, chosen by checksum, until it fits: a benchmark that put each
+    prompt to sixty models must not outweigh everything else.
     """
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in sorted(rows, key=lambda row: crc32(row.body)):

@@ -1,6 +1,4 @@
-"""An XGBoost forest with vector leaves, taken apart into the padded arrays that `core.trees` walks - and back, as a
-scalar forest, so that XGBoost's own SHAP can say which features pushed a forecast.
-"""
+"""An XGBoost forest with vector leaves, taken apart into the padded arrays that `core.trees` walks."""
 
 from __future__ import annotations
 

@@ -13,8 +13,6 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import lsqr
 
-from prelude_proxy.core.lexicon import MAX_TERMS
-
 Term = Any
 Floats = NDArray[np.float64]
 
@@ -25,52 +23,56 @@ _MIN_PROMPTS = 4
 
 
 def terms_of(words: list[bytes]) -> list[Term]:
-    """Distinct words, then distinct pairs of neighbours: what `Lexicon.score` adds up."""
-    words = words[:MAX_TERMS]
-    return [*set(words), *set(pairwise(words))]
+    """Distinct words, then every pair of neighbours: what `Lexicon.score` adds up."""
+    return [*set(words), *pairwise(words)]
 
 
 class TermMatrix:
-    """Prompts by terms, rows scaled as `Lexicon.score` scales them."""
+    """Prompts by terms, rows scaled as `Lexicon.score` scales them. Rows with the very same prompt share one."""
 
     def __init__(self, prompts: Sequence[list[bytes]], groups: Sequence[str]) -> None:
-        seen: dict[str, list[bytes]] = {}
-        for words, group in zip(prompts, groups, strict=True):
-            seen.setdefault(group, words)
+        first: dict[int, int] = {}
+        self._prompt_of = np.array([first.setdefault(id(words), len(first)) for words in prompts])
+        distinct: list[list[Term]] = []
+        seen: dict[str, int] = {}
+        for row, place in enumerate(self._prompt_of):
+            if place == len(distinct):
+                distinct.append(terms_of(prompts[row]))
+            seen.setdefault(groups[row], place)
         counts: Counter[Term] = Counter()
-        for words in seen.values():
-            counts.update(terms_of(words))
+        for place in seen.values():
+            counts.update(set(distinct[place]))
         self.terms: list[Term] = [term for term, count in counts.items() if count >= _MIN_PROMPTS]
-        self._index = {term: index for index, term in enumerate(self.terms)}
-        self.matrix = self._encode(prompts)
+        self._matrix = self._encode(distinct)
 
-    def _encode(self, prompts: Sequence[list[bytes]]) -> sp.csr_matrix:
+    def _encode(self, prompts: list[list[Term]]) -> sp.csr_matrix:
+        index = {term: place for place, term in enumerate(self.terms)}
         indices: list[int] = []
         starts = [0]
         values: list[float] = []
-        known: dict[int, tuple[list[int], float]] = {}
-        for words in prompts:
-            encoded = known.get(id(words))
-            if encoded is None:
-                terms = terms_of(words)
-                ids = [self._index[term] for term in terms if term in self._index]
-                encoded = known[id(words)] = (ids, 1.0 / sqrt(max(len(terms), 1)))
-            indices += encoded[0]
-            values += [encoded[1]] * len(encoded[0])
+        for terms in prompts:
+            ids = [index[term] for term in terms if term in index]
+            indices += ids
+            values += [1.0 / sqrt(len(terms) + 1)] * len(ids)
             starts.append(len(indices))
         return sp.csr_matrix((values, indices, starts), shape=(len(prompts), len(self.terms)), dtype=np.float32)
 
     def fit(self, target: Floats, weight: Floats, rows: NDArray[np.bool_]) -> Floats:
         """Weights of the terms from the chosen rows; the target's mean is left to the trees."""
-        root = np.sqrt(weight[rows])
-        mean = float((weight[rows] * target[rows]).sum() / weight[rows].sum())
-        scaled = sp.diags(root) @ self.matrix[rows]
-        solution: Floats = lsqr(scaled, root * (target[rows] - mean), damp=sqrt(RIDGE), iter_lim=60)[0]
+        size = self._matrix.shape[0]
+        total = np.bincount(self._prompt_of[rows], weight[rows], minlength=size)
+        summed = np.bincount(self._prompt_of[rows], weight[rows] * target[rows], minlength=size)
+        used = np.flatnonzero(total)
+        average = summed[used] / total[used]
+        mean = float(summed.sum() / total.sum())
+        root = np.sqrt(total[used])
+        scaled = (sp.diags(root) @ self._matrix[used]).tocsr()
+        solution: Floats = lsqr(scaled, root * (average - mean), damp=sqrt(RIDGE), iter_lim=60)[0]
         return solution
 
     def score(self, weights: Floats) -> Floats:
-        """The lexicon's score of every prompt."""
-        scores: Floats = self.matrix @ weights
+        """The lexicon's score of every row."""
+        scores: Floats = (self._matrix @ weights)[self._prompt_of]
         return scores
 
     def largest(self, weights: Floats) -> tuple[dict[bytes, float], dict[tuple[bytes, bytes], float]]:
