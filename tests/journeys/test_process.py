@@ -85,7 +85,7 @@ async def run(*arguments: str, **environment: str) -> tuple[int, str]:
 
 async def wait_up(served: Served) -> None:
     async with asyncio.timeout(10):
-        while await served.admin("/readyz") != 200:
+        while await served.admin("/readyz") != 200:  # noqa: ASYNC110  it is in another process
             await asyncio.sleep(0.02)
 
 
