@@ -76,7 +76,7 @@ logging: {{access: false}}
             while await held_now(served) < NUM_HELD:  # noqa: ASYNC110  it is in another process
                 await asyncio.sleep(0.02)
         each = (resident_bytes(served.process.pid) - before) / NUM_HELD
-        print(f"memory per held request: {each:.0f} bytes with a body of {BODY_BYTES}")
+        print(f"memory per held request: {each:.0f} bytes with a body of {BODY_BYTES}")  # noqa: T201  for the docs: pytest -s
         assert each <= BODY_BYTES + BOUND_BYTES
 
         streams = await connect(served.port, NUM_STREAMS)
