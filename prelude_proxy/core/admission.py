@@ -169,8 +169,8 @@ class Admission:
     def offer(self, ticket: Ticket, now: float) -> list[Decision]:
         """A request asks for a slot. No decision about it among the returned ones: it is held."""
         pool = ticket.route.pool
-        pool.arrived(ticket.klass, now)
-        pool.measure_reserves(now)
+        pool.staffing.arrived(ticket.klass, now)
+        self._measure(pool, now)
         self._refresh_out(now)
         if not pool.backends:
             self._note_emptiness(pool, now)
@@ -194,13 +194,11 @@ class Admission:
         """The response body (or the attempt) ended. A second release of the same permit changes nothing."""
         if permit.released:
             return []
-        permit.released = True
         backend = permit.backend
-        backend.permits[permit.klass].remove(permit)
-        backend.outstanding_work -= permit.work
+        backend.give_back(permit)
         self._judge(backend, outcome, now)
         if outcome.value.learned:
-            backend.pool.served(permit.klass, now - permit.issued_at)
+            backend.pool.staffing.left(permit.klass, now - permit.class_since, returned=True)
         self.refresh(backend, now)
         return self._dispatch_ready(now)
 
@@ -208,17 +206,17 @@ class Admission:
         """A stream outgrew its class: its slot counts for `klass` from now on (it is never revoked)."""
         if permit.released or permit.klass == klass:
             return []
-        permit.backend.permits[permit.klass].remove(permit)
-        permit.klass = klass
-        permit.backend.permits[klass].add(permit)
+        staffing = permit.backend.pool.staffing
+        staffing.left(permit.klass, now - permit.class_since, returned=False)
+        staffing.arrived(klass, now)
+        permit.backend.recharge(permit, klass, now)
         self.refresh(permit.backend, now)
         return self._dispatch_ready(now)
 
     def observe(self, backend: BackendSlots, sample: Sample, now: float) -> list[Decision]:
         """A fresh telemetry sample of `backend`."""
         backend.window.observe(sample, in_use=backend.num_in_use, wanted=self._is_wanted(backend), now=now)
-        backend.pool.measure_reserves(now)
-        backend.resize()
+        self._measure(backend.pool, now)
         self.refresh(backend, now)
         return self._dispatch_ready(now)
 
@@ -226,8 +224,14 @@ class Admission:
         """The first token of an answer arrived `ttft_s` after dispatch."""
         backend = permit.backend
         permit.prefill_tokens = 0
+        backend.start(permit)
         backend.window.observe_first_token(
-            ttft_s, has_telemetry=has_telemetry, in_use=backend.num_in_use, wanted=self._is_wanted(backend)
+            ttft_s,
+            has_telemetry=has_telemetry,
+            in_use=backend.num_in_use,
+            started=backend.num_started,
+            wanted=self._is_wanted(backend),
+            now=now,
         )
         self.refresh(backend, now)
         return self._dispatch_ready(now)
@@ -240,7 +244,7 @@ class Admission:
     def tick(self, now: float) -> list[Decision]:
         """Time passed: expire what is due, look at what time alone changes."""
         for pool in self.pools:
-            pool.measure_reserves(now)
+            self._measure(pool, now)
         self._refresh_out(now)
         decisions = self._expire_due(now)
         decisions += self._expire_cold(now)
@@ -271,16 +275,18 @@ class Admission:
                 self._out[backend] = None
         if not available or backend.pool in self._empty_since:
             self._note_emptiness(backend.pool, now)
-        mask = backend.compute_mask()
-        if mask != backend.open_mask:
-            backend.open_mask = mask
-            for route in backend.routes:
-                route.update(backend, mask)
+        for touched in backend.pool.rebalance():
+            _publish(touched)
+        _publish(backend)
 
     def retry_after_s(self, klass: int, now: float) -> int:
         """Whole seconds until the queue of `klass` will have drained at its present rate; 1 to 60."""
         rate = self._drain_rate[klass].per_second(now)
         return max(1, min(60, round(self._held_by_class[klass] / rate) if rate > 0 else 5))
+
+    def _measure(self, pool: PoolSlots, now: float) -> None:
+        for backend in pool.measure(now):
+            _publish(backend)
 
     def _refusal(self, ticket: Ticket, now: float) -> DropReason | None:
         if not self._accepting and not ticket.is_retry:
@@ -388,8 +394,7 @@ class Admission:
 
     def _issue(self, ticket: Ticket, backend: BackendSlots, now: float) -> Permit:
         permit = Permit(ticket, backend, work_of(ticket), now)
-        backend.permits[ticket.klass].add(permit)
-        backend.outstanding_work += permit.work
+        backend.issue(permit)
         backend.health.dispatched(now)
         self._drain_rate[ticket.klass].add(now)
         self.refresh(backend, now)
@@ -439,3 +444,12 @@ class Admission:
     def _is_wanted(self, backend: BackendSlots) -> bool:
         """Whether a held ticket would use one more slot of `backend`."""
         return any(lane.route in backend.routes for lane in self._waiting)
+
+
+def _publish(backend: BackendSlots) -> None:
+    """Tell the routes of `backend` which classes it has a slot for, if that changed."""
+    mask = backend.compute_mask()
+    if mask != backend.open_mask:
+        backend.open_mask = mask
+        for route in backend.routes:
+            route.update(backend, mask)

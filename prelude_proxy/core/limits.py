@@ -3,16 +3,25 @@
 Counts are derived from live permits (they are the sizes of sets), so they cannot drift or go negative. A backend keeps
 one bit a class, "this class may have a slot here", and tells the routes that use it when a bit changes; so a decision
 looks at no backend that has nothing to give.
+
+A slot is closed to a class when it is needed for a more urgent one, in three ways:
+
+- a *configured reserve*: that many slots of each backend, less what the class uses there;
+- the *automatic reserve* (`staffing.py`): a number for the whole pool, laid out over its backends slot by slot in a
+  fixed order, so that a change by one touches one backend and a large fleet keeps few slots, not one an engine;
+- the *feed*: slots beyond what the engine runs at once hold whoever is next inside the engine, where nobody can
+  overtake; only the most urgent class with traffic may use them.
+
+An engine whose limit is not known yet is not held back by reserves: that would hide how much it can run.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prelude_proxy.core.domain import ClassSpec, Rng
-from prelude_proxy.core.rates import DecayingMean, DecayingRate
+from prelude_proxy.core.staffing import Staffing
 
 if TYPE_CHECKING:
     from prelude_proxy.core.health import Health
@@ -23,7 +32,18 @@ if TYPE_CHECKING:
 class Permit:
     """One slot of one backend, held by one request until the end of its response body."""
 
-    __slots__ = ("backend", "expected_tokens", "issued_at", "klass", "prefill_tokens", "released", "route", "work")
+    __slots__ = (
+        "backend",
+        "class_since",
+        "expected_tokens",
+        "issued_at",
+        "klass",
+        "prefill_tokens",
+        "released",
+        "route",
+        "started",
+        "work",
+    )
 
     def __init__(self, ticket: Ticket, backend: BackendSlots, work: int, issued_at: float) -> None:
         self.backend = backend
@@ -34,6 +54,10 @@ class Permit:
         self.work = work
         """Predicted work in decode-token equivalents, for routing."""
         self.issued_at = issued_at
+        self.class_since = issued_at
+        """Since when it counts for its present class."""
+        self.started = False
+        """Its first token has come: the engine runs it."""
         self.released = False
 
 
@@ -48,9 +72,11 @@ class BackendSlots:
         "available",
         "health",
         "index",
+        "kept",
         "labels",
         "models",
         "name",
+        "num_started",
         "open_mask",
         "outstanding_work",
         "permits",
@@ -83,6 +109,10 @@ class BackendSlots:
         """Models it lists; None: not known (yet), so it may be asked for any of its pool."""
         num_classes = len(pool.classes)
         self.permits: list[set[Permit]] = [set() for _ in range(num_classes)]
+        self.num_started = 0
+        """Live permits whose answer has begun."""
+        self.kept = [0] * num_classes
+        """By class, slots here that the automatic reserve keeps free of it."""
         self.outstanding_work = 0
         self.available = False
         self.routes: list[Route] = []
@@ -99,25 +129,53 @@ class BackendSlots:
 
     @property
     def reserves(self) -> Sequence[int]:
-        """Slots kept for each class against lower ones."""
-        return self._reserves
+        """Slots for each class against lower ones: as configured, or in use and kept free while some are kept."""
+        kept = [following - own for own, following in zip(self.kept, [*self.kept[1:], 0], strict=True)]
+        return [
+            fixed or (len(permits) + free if free > 0 else 0)
+            for fixed, free, permits in zip(self._reserves, kept, self.permits, strict=True)
+        ]
 
     def load(self) -> float:
         """Predicted outstanding work relative to what it can do side by side."""
         return self.outstanding_work / (self.window.size * self.weight)
 
+    def issue(self, permit: Permit) -> None:
+        """A request goes out."""
+        self.permits[permit.klass].add(permit)
+        self.pool.permits[permit.klass].add(permit)
+        self.outstanding_work += permit.work
+
+    def start(self, permit: Permit) -> None:
+        """Its answer has begun."""
+        if not (permit.started or permit.released):
+            permit.started = True
+            self.num_started += 1
+
+    def give_back(self, permit: Permit) -> None:
+        """It has ended."""
+        permit.released = True
+        self.permits[permit.klass].remove(permit)
+        self.pool.permits[permit.klass].remove(permit)
+        self.outstanding_work -= permit.work
+        self.num_started -= permit.started
+
+    def recharge(self, permit: Permit, klass: int, now: float) -> None:
+        """It counts for another class from now on."""
+        for permits in (self.permits, self.pool.permits):
+            permits[permit.klass].remove(permit)
+            permits[klass].add(permit)
+        permit.klass = klass
+        permit.class_since = now
+
     def resize(self) -> None:
-        """Recompute ceilings and reserves after the window or the wanted reserves changed."""
+        """Recompute ceilings and configured reserves after the window changed."""
         size = self.window.size
         classes = self.pool.classes
         self._ceilings = [_slots(spec.ceiling, size, default=size) for spec in classes]
-        wanted = [
-            math.ceil(self.pool.wanted_reserve[c] * size) if spec.reserve is None else _slots(spec.reserve, size, 0)
-            for c, spec in enumerate(classes)
-        ]
         allowed = min(int(size * self._max_reserve), size - 1)
-        for c, reserve in enumerate(wanted):
-            self._reserves[c] = min(reserve, allowed)
+        for c, spec in enumerate(classes):
+            self._reserves[c] = min(_slots(spec.reserve, size, default=0), allowed)
             allowed -= self._reserves[c]
         self._shape = size
 
@@ -125,16 +183,24 @@ class BackendSlots:
         """Bit c is set when class c may have one more slot here now."""
         if not self.available:
             return 0
-        if self._shape != self.window.size:
+        window = self.window
+        size = window.size
+        if self._shape != size:
             self.resize()
         counts = [len(permits) for permits in self.permits]
-        free = self.window.size - sum(counts)
-        mask = 0
+        used = sum(counts)
+        free = size - used
+        if free <= 0:
+            return 0
+        feed = window.feed
+        most_urgent = self.pool.staffing.most_urgent
+        most_kept = int(size * self._max_reserve) if window.limit is not None else 0
+        mask = above = 0
         for c, count in enumerate(counts):
-            if free <= 0:
-                break
-            if count < self._ceilings[c]:
+            kept = min(self.kept[c], max(0, most_kept - above))
+            if free - kept - (feed if c > most_urgent else 0) > 0 and count < self._ceilings[c]:
                 mask |= 1 << c
+            above += count
             missing = self._reserves[c] - count
             if missing > 0:
                 free -= missing
@@ -206,23 +272,10 @@ class Route:
                 open_set.discard(backend)
 
 
-_MEASURE_S = 0.25
-
-
 class PoolSlots:
-    """What the backends of one pool share: classes, fleet-wide ceilings, measured traffic, wanted reserves."""
+    """What the backends of one pool share: classes, fleet-wide ceilings, measured traffic and what is kept free."""
 
-    __slots__ = (
-        "_arrivals",
-        "_beta",
-        "_class_labels",
-        "_measured_at",
-        "_service_s",
-        "backends",
-        "classes",
-        "name",
-        "wanted_reserve",
-    )
+    __slots__ = ("_class_labels", "_kept", "_layout", "_order", "backends", "classes", "name", "permits", "staffing")
 
     def __init__(
         self,
@@ -235,13 +288,14 @@ class PoolSlots:
         self.name = name
         self.classes = list(classes)
         self.backends: list[BackendSlots] = []
-        self._beta = beta
+        self.permits: list[set[Permit]] = [set() for _ in classes]
+        self.staffing = Staffing(self.classes, beta)
         self._class_labels = [dict((class_labels or {}).get(spec.name, {})) for spec in classes]
-        self._arrivals = [DecayingRate() for _ in classes]
-        self._service_s = [DecayingMean() for _ in classes]
-        self._measured_at = -math.inf
-        self.wanted_reserve: list[float] = [0.0] * len(self.classes)
-        """Per class, the share of each window that its traffic asks for."""
+        self._kept = [0] * len(self.classes)
+        """By class, slots of the pool that are kept free of it now: the sum of what its backends keep."""
+        self._order: list[BackendSlots] = []
+        """Which backend keeps the first slot, the second, …; then from the start again."""
+        self._layout: list[tuple[int, int]] = []
 
     def may_use(self, klass: int, backend: BackendSlots) -> bool:
         """Whether the labels of `backend` admit this class."""
@@ -250,7 +304,7 @@ class PoolSlots:
 
     def num_in_use(self, klass: int) -> int:
         """Live permits of a class over all backends."""
-        return sum(len(backend.permits[klass]) for backend in self.backends)
+        return len(self.permits[klass])
 
     def total_window(self) -> int:
         """Slots of all available backends."""
@@ -263,28 +317,54 @@ class PoolSlots:
             return True
         return self.num_in_use(klass) < _slots(ceiling, self.total_window(), 0)
 
-    def arrived(self, klass: int, now: float) -> None:
-        """Count an arrival."""
-        self._arrivals[klass].add(now)
+    def measure(self, now: float) -> Iterable[BackendSlots]:
+        """Take stock of the traffic now and then; the backends on which something changed by that."""
+        most_urgent = self.staffing.most_urgent
+        if not self.staffing.measure(now):
+            return ()
+        touched = set(self._lay_out())
+        touched.update(self.rebalance())
+        return self.backends if self.staffing.most_urgent != most_urgent else touched
 
-    def served(self, klass: int, service_s: float) -> None:
-        """Count the time a request held its slot."""
-        self._service_s[klass].add(service_s)
+    def rebalance(self) -> list[BackendSlots]:
+        """Keep free what is to be kept free now; the backends on which that changed."""
+        touched: list[BackendSlots] = []
+        order = self._order
+        if not order:
+            return touched
+        wanted = self.staffing.kept_against([len(permits) for permits in self.permits])
+        for c, total in enumerate(wanted):
+            at = self._kept[c]
+            while at != total:
+                step = 1 if at < total else -1
+                backend = order[(at if step > 0 else at - 1) % len(order)]
+                backend.kept[c] += step
+                touched.append(backend)
+                at += step
+            self._kept[c] = at
+        return touched
 
-    def measure_reserves(self, now: float) -> None:
-        """Square-root staffing (Halfin & Whitt 1981): a load of `a` busy slots wants a + β·√a of them.
+    def _lay_out(self) -> list[BackendSlots]:
+        """Order the backends that urgent classes may use, each as often as its window is large, well mixed."""
+        auto = [c for c, spec in enumerate(self.classes[:-1]) if spec.reserve is None]
+        usable = [b for b in self.backends if b.available and any(self.may_use(c, b) for c in auto)]
+        layout = [(backend.index, backend.window.size) for backend in usable]
+        if layout == self._layout:
+            return []
+        self._layout = layout
+        mean = sum(size for _, size in layout) / max(1, len(layout))
+        turns: list[tuple[float, int, BackendSlots]] = []
+        for backend in usable:
+            times = max(1, round(_TURNS * backend.window.size / mean)) if len(usable) > 1 else 1
+            turns += [((turn + 0.5) / times, backend.index, backend) for turn in range(times)]
+        self._order = [backend for _, _, backend in sorted(turns, key=lambda turn: turn[:2])]
+        for backend in self.backends:
+            backend.kept = [0] * len(self.classes)
+        self._kept = [0] * len(self.classes)
+        return self.backends
 
-        Spread over the windows of the pool, as a share; the load of a class is its arrival rate times its mean service
-        time. Less than a twentieth of a slot is no traffic. Measured anew at most four times a second.
-        """
-        if now - self._measured_at < _MEASURE_S:
-            return
-        self._measured_at = now
-        total = self.total_window()
-        for c in range(len(self.classes)):
-            offered = self._arrivals[c].per_second(now) * (self._service_s[c].value or 0.0)
-            wanted = offered + self._beta * math.sqrt(offered) if offered >= 0.05 else 0.0
-            self.wanted_reserve[c] = wanted / total if total else 0.0
+
+_TURNS = 4
 
 
 def _slots(bound: float | None, size: int, default: int) -> int:

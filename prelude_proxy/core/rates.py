@@ -28,15 +28,58 @@ class DecayingRate:
         return self._count * math.exp((self._at - now) / self._tau_s) if self._count else 0.0
 
 
-class DecayingMean:
-    """Mean of the last some `1 / share` values; the first value counts fully."""
+_LEAST_SPAN_S = 0.5
+_CREDIBLE_GAP = 3.0
 
-    __slots__ = ("_share", "value")
+
+class ArrivalRate:
+    """Arrivals a second, right from the first second on and down again as soon as they stop.
+
+    A decayed count divided by the time it really covers (τ·(1 − e^(−age/τ)), at least half a second; a pause of 3·τ
+    begins anew), and never more than what silence allows: of a Poisson stream of rate λ one gap in twenty is longer
+    than 3/λ, so after `s` seconds of silence a rate above 3/s is no longer believed.
+    """
+
+    __slots__ = ("_at", "_count", "_first_at", "_tau_s")
+
+    def __init__(self, tau_s: float = 5.0) -> None:
+        self._tau_s = tau_s
+        self._count = 0.0
+        self._at = 0.0
+        self._first_at: float | None = None
+
+    def add(self, now: float) -> None:
+        """Count one arrival."""
+        if self._first_at is None or now - self._at > 3 * self._tau_s:
+            self._first_at, self._count = now, 0.0
+        self._count = self._decayed(now) + 1.0
+        self._at = now
+
+    def per_second(self, now: float) -> float:
+        """The rate at `now`."""
+        if self._first_at is None:
+            return 0.0
+        span_s = max(_LEAST_SPAN_S, self._tau_s * -math.expm1((self._first_at - now) / self._tau_s))
+        rate = self._decayed(now) / span_s
+        silence_s = now - self._at
+        return min(rate, _CREDIBLE_GAP / silence_s) if silence_s > 0 else rate
+
+    def _decayed(self, now: float) -> float:
+        return self._count * math.exp((self._at - now) / self._tau_s)
+
+
+class DecayingMean:
+    """Mean of the last some `1 / share` values; a plain mean until there are as many."""
+
+    __slots__ = ("_num", "_share", "value")
 
     def __init__(self, share: float = 0.05) -> None:
         self._share = share
+        self._num = 0
         self.value: float | None = None
 
     def add(self, value: float) -> None:
         """Take in one value."""
-        self.value = value if self.value is None else self.value + self._share * (value - self.value)
+        self._num += 1
+        share = max(self._share, 1.0 / self._num)
+        self.value = value if self.value is None else self.value + share * (value - self.value)

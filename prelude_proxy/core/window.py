@@ -1,16 +1,24 @@
-"""How many requests one engine may hold at once, found from its own gauges and followed as it changes.
+"""How many requests one engine may hold at once, found from what it does and followed as it changes.
 
-The aim: every slot of the engine's running batch full, its waiting queue no longer than `feed`. What is known:
+The aim: every slot of the engine's running batch full, its own waiting queue no longer than `feed`. So the window is
+what the engine is *known to run at once*, and a little more:
 
-- *The engine has a queue* (`waiting > feed`), preempts, or its KV cache is full: it runs `running` and no more. Come
-  back to that, plus the feed. `running` is taken as the peak of the last second, since a long prefill hides part of it.
-- *The engine has no queue, the window is used up, and tickets wait here*: it might take more. Without a known limit the
-  window grows by half a sample (slow start); near a known limit by one, and after each failed try the next comes later
-  (2 s doubling to 32 s), so that it oscillates by at most one slot at that rate.
+- *Proof.* An answer that has begun is a request that runs. As many as have begun and not ended, run side by side;
+  telemetry says the same every now and then. Every new proof moves the window up at once, with no need of a sample.
+- *The limit is not known*: the window is one or a sixteenth above the proof, so it grows by that a round trip, and no
+  more than that is in the engine's queue when the limit is met.
+- *The limit is met* when two samples in a row show a queue (a request that arrives during a step waits for its end on
+  an idle engine too): any at all as long as the limit is not known, one longer than `feed` later. Or when the engine
+  preempts, or its KV cache is full. The window becomes what the engine ran at most in the last second, plus `feed`.
+- *A known limit is refuted* when more than that have begun: it moves up by one, and at the second refutation it counts
+  as unknown again. So the feed slot is also the probe, and probing costs nothing. Refutation rests for 2 s after the
+  limit was met, doubling to 32 s while it keeps being met: the window swings no more often than that.
+- *KV cache.* An engine that preempts has room for more requests than tokens. Then answers that begin prove nothing, and
+  the window grows by one a sample, only while the cache has room for one more request of the mean size it holds.
 - *The gauges lie*: they read zero for some 18 s after an engine's start and lag by up to a second. A sample that shows
   less than half of what our own ledger has out is not believed.
-- *No telemetry*: the window stays where it is. If it never was known, slow growth on success continues as long as time
-  to first token does not inflate (after Netflix's concurrency-limits, Gradient2), so nothing stalls.
+- *No telemetry*: slow growth on success as long as time to first token does not inflate (after Netflix's
+  concurrency-limits, Gradient2), so nothing stalls.
 
 What it does not know: which requests are long. Classes and reserves (`limits.py`) decide who gets the slots.
 """
@@ -21,11 +29,12 @@ import math
 
 from prelude_proxy.core.telemetry import Sample
 
-_GROWTH = 1.5
+_GROWTH_DIVISOR = 16
 _PEAK_S = 1.0
-_FIRST_PROBE_S = 2.0
-_LAST_PROBE_S = 32.0
+_FIRST_REST_S = 2.0
+_LAST_REST_S = 32.0
 _KV_FULL = 0.98
+_KV_AIM = 0.95
 _TRUST_SHARE = 0.5
 _TTFT_TOLERANCE = 2.0
 _TTFT_FAST = 0.2
@@ -33,42 +42,46 @@ _TTFT_SLOW = 0.01
 
 
 class Window:
-    """The adaptive window of one engine, in requests. `size` is the only output."""
+    """The adaptive window of one engine, in requests: `size` is all it may hold, `feed` of which beyond its limit."""
 
     __slots__ = (
         "_feed",
-        "_limit",
+        "_is_kv_bound",
         "_max",
+        "_num_queued",
+        "_num_refuted",
         "_peak",
         "_peak_at",
         "_preemptions",
-        "_probe_after",
-        "_probe_wait",
+        "_rest_s",
+        "_rests_until",
         "_ttft_long",
         "_ttft_short",
+        "feed",
         "is_static",
+        "limit",
         "size",
     )
 
     def __init__(self, *, initial: int, maximum: int, feed: int, static: int | None = None) -> None:
         self.is_static = static is not None
         self.size = static if static is not None else min(initial, maximum)
+        self.limit: int | None = static
+        """What the engine runs at once of ours; None: not known."""
+        self.feed = 0
+        """Slots of `size` beyond a known limit."""
         self._max = maximum
         self._feed = feed
-        self._limit: int | None = None
-        """The batch size at which the engine last queued; None: not met yet."""
+        self._is_kv_bound = False
+        self._num_queued = 0
+        self._num_refuted = 0
         self._peak = 0.0
         self._peak_at = 0.0
         self._preemptions: float | None = None
-        self._probe_after = 0.0
-        self._probe_wait = _FIRST_PROBE_S
+        self._rests_until = 0.0
+        self._rest_s = _FIRST_REST_S
         self._ttft_short = 0.0
         self._ttft_long = 0.0
-
-    @property
-    def limit(self) -> int | None:
-        """The engine's own limit as far as it is known."""
-        return self._limit
 
     def observe(self, sample: Sample, *, in_use: int, wanted: bool, now: float) -> None:
         """Learn from a fresh sample. `in_use`: permits out; `wanted`: tickets that would use a further slot."""
@@ -79,59 +92,82 @@ class Window:
             return  # lagging, or lying zero after a start
         if sample.running >= self._peak or now - self._peak_at > _PEAK_S:
             self._peak, self._peak_at = sample.running, now
-        if self._is_saturated(sample):
-            self._come_back(sample, in_use, now)
-        elif wanted and in_use >= self.size and sample.waiting == 0:
-            self._grow(now)
+        ours = min(1.0, in_use / total) if total else 1.0  # others may use the same engine
+        preempts = self._has_preempted(sample)
+        usual = self._feed if self.limit is not None else 0
+        self._num_queued = self._num_queued + 1 if sample.waiting > usual else 0
+        if preempts:
+            self._meet(sample.running * ours, now, is_kv_bound=True)
+        elif self._num_queued > 1:
+            self._meet(self._peak * ours, now, is_kv_bound=self._is_kv_bound)
+        elif self._is_kv_bound:
+            self._grow_into_cache(sample, in_use, wanted)
+        elif self.limit is None:
+            self._prove(math.floor(sample.running * ours), now)
 
-    def observe_first_token(self, ttft_s: float, *, has_telemetry: bool, in_use: int, wanted: bool) -> None:
-        """Learn from a response when gauges are absent: inflation of short-term over long-term time to first token."""
-        if self.is_static or has_telemetry:
+    def observe_first_token(
+        self, ttft_s: float, *, has_telemetry: bool, in_use: int, started: int, wanted: bool, now: float
+    ) -> None:
+        """Learn from an answer that has begun `ttft_s` after dispatch. `started`: answers under way, with this one."""
+        if self.is_static:
             return
+        if has_telemetry:
+            self._prove(started, now)
+        else:
+            self._feel(ttft_s, is_full=wanted and in_use >= self.size)
+
+    def engine_refused(self, in_use: int) -> None:
+        """The engine's own admission control rejected a request: it holds less than we thought."""
+        if not self.is_static:
+            self._set(max(1, min(self.size, in_use - 1)), feed=0)
+
+    def _has_preempted(self, sample: Sample) -> bool:
+        before, self._preemptions = self._preemptions, sample.preemptions
+        if before is not None and sample.preemptions is not None and sample.preemptions > before:
+            return True
+        return sample.kv_usage is not None and sample.kv_usage >= _KV_FULL and bool(sample.waiting)
+
+    def _meet(self, running: float, now: float, *, is_kv_bound: bool) -> None:
+        """The engine runs this many of ours and no more."""
+        self._is_kv_bound = is_kv_bound
+        self._set(max(1, round(running)), feed=0 if is_kv_bound else self._feed)
+        if now >= self._rests_until:
+            self._rests_until = now + self._rest_s
+            self._rest_s = min(_LAST_REST_S, self._rest_s * 2)
+        self._num_refuted = 0
+        self._num_queued = 0
+
+    def _prove(self, running: int, now: float) -> None:
+        """The engine runs at least this many of ours."""
+        if self.limit is None:
+            self.size = max(self.size, min(self._max, running + max(1, self._feed, running // _GROWTH_DIVISOR)))
+        elif running > self.limit and not self._is_kv_bound:
+            self._num_refuted += 1
+            if self._num_refuted > 1 and now >= self._rests_until:
+                self.limit = None
+                self.feed = 0
+                self._rest_s = _FIRST_REST_S if now > self._rests_until + self._rest_s else self._rest_s
+                self._prove(running, now)
+            else:
+                self._set(running, feed=self._feed)
+
+    def _grow_into_cache(self, sample: Sample, in_use: int, wanted: bool) -> None:
+        usage = sample.kv_usage or 0.0
+        if wanted and in_use >= self.size and usage + usage / max(1.0, sample.running or 0.0) < _KV_AIM:
+            self._set(self.size + 1, feed=0)
+
+    def _set(self, limit: int, feed: int) -> None:
+        self.limit = min(self._max, limit)
+        self.size = min(self._max, limit + feed)
+        self.feed = self.size - self.limit
+
+    def _feel(self, ttft_s: float, *, is_full: bool) -> None:
+        """Without gauges: inflation of short-term over long-term time to first token says that there is a queue."""
         self._ttft_short += _TTFT_FAST * (ttft_s - self._ttft_short) if self._ttft_short else ttft_s
         self._ttft_long += _TTFT_SLOW * (ttft_s - self._ttft_long) if self._ttft_long else ttft_s
         self._ttft_long = min(self._ttft_long, 2 * self._ttft_short) if self._ttft_short else self._ttft_long
         if self._ttft_short > _TTFT_TOLERANCE * self._ttft_long:
             self.size = max(1, math.floor(self.size * 0.9))
             self._ttft_short = self._ttft_long
-        elif wanted and in_use >= self.size:
+        elif is_full:
             self.size = min(self._max, self.size + 1)
-
-    def engine_refused(self, in_use: int) -> None:
-        """The engine's own admission control rejected a request: it holds less than we thought."""
-        if not self.is_static:
-            self.size = max(1, min(self.size, in_use - 1))
-
-    def _is_saturated(self, sample: Sample) -> bool:
-        assert sample.waiting is not None
-        preempted = (
-            sample.preemptions is not None and self._preemptions is not None and sample.preemptions > self._preemptions
-        )
-        self._preemptions = sample.preemptions
-        full = sample.kv_usage is not None and sample.kv_usage >= _KV_FULL and sample.waiting > 0
-        return sample.waiting > self._feed or preempted or full
-
-    def _come_back(self, sample: Sample, in_use: int, now: float) -> None:
-        assert sample.running is not None
-        assert sample.waiting is not None
-        total = sample.running + sample.waiting
-        ours = min(1.0, in_use / total) if total else 1.0  # others may use the same engine
-        self._limit = max(1, round(self._peak))
-        target = max(1, math.ceil((self._peak + self._feed) * ours))
-        if target < self.size:
-            self.size = target
-            self._probe_after = now + self._probe_wait
-            self._probe_wait = min(_LAST_PROBE_S, self._probe_wait * 2)
-
-    def _grow(self, now: float) -> None:
-        if self._limit is None:
-            grown = math.ceil(self.size * _GROWTH)
-        elif now < self._probe_after:
-            return
-        else:
-            # past a limit that held for long the engine has changed: each success doubles the step
-            beyond = self.size - self._limit - self._feed
-            grown = self.size + max(1, beyond)
-            if beyond > 2:
-                self._probe_wait = _FIRST_PROBE_S
-        self.size = min(self._max, grown)
