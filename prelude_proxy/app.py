@@ -11,13 +11,13 @@ import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-import aiohttp.http_parser
 import orjson
 from aiohttp import web
 
 from prelude_proxy.admin import Admin
 from prelude_proxy.classifier import Classifier
-from prelude_proxy.config import Backend, Config, Pool, read_secret
+from prelude_proxy.config import Admin as AdminConfig
+from prelude_proxy.config import Backend, Config, Listen, Pool, read_secret
 from prelude_proxy.config import Rule as RuleConfig
 from prelude_proxy.core.admission import Admission, QueueBounds
 from prelude_proxy.core.catalog import Catalog
@@ -29,6 +29,7 @@ from prelude_proxy.core.rules import Bounds, Condition, Rule
 from prelude_proxy.core.telemetry import has_telemetry
 from prelude_proxy.core.window import Window
 from prelude_proxy.dispatcher import Dispatcher
+from prelude_proxy.downstream import DownstreamLimits, Request, Server
 from prelude_proxy.errors import ConfigError
 from prelude_proxy.intake import Caller, Callers
 from prelude_proxy.judge import Judge
@@ -38,13 +39,11 @@ from prelude_proxy.modelfile import load_model
 from prelude_proxy.poller import Poller, PollerSettings
 from prelude_proxy.proxy import Engine, Proxy, ProxySettings
 from prelude_proxy.recorder import Recorder
-from prelude_proxy.server import Server
 from prelude_proxy.upstream import Upstream, UpstreamTimeouts
 
 log = logging.getLogger("prelude_proxy")
 
 _UNBOUNDED = 2**31 - 1
-_HEADER_SWEEPS = 4
 _CUT_S = 0.25
 
 
@@ -84,23 +83,20 @@ class App:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[App]:
         """Open the ports and watch the backends; on leaving drain for the grace period, then stop."""
-        if aiohttp.http_parser.HttpRequestParser is aiohttp.http_parser.HttpRequestParserPy:
-            raise ConfigError("aiohttp runs on its pure-Python parser; install a wheel with its C extensions")
         loop = asyncio.get_running_loop()
         self._build(loop)
         watchers = [asyncio.create_task(poller.run()) for poller in self.pollers.values()]
-        data, admin = await self._listen()
-        watchers.append(asyncio.create_task(self._close_silent_connections()))
+        admin = await self._listen()
         try:
             yield self
         finally:
-            await self._drain(data)
+            await self._drain()
             for engine in self.engines.values():  # streams cut here still end in an error event
                 engine.upstream.close()
             for task in watchers:
                 task.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
-            await data.cleanup()
+            await self._server.close()
             await admin.cleanup()
             self._stop()
 
@@ -240,8 +236,6 @@ class App:
     def _proxy_settings(self) -> ProxySettings:
         config = self.config
         return ProxySettings(
-            max_body_bytes=config.limits.max_body_bytes,
-            body_timeout_s=config.timeouts.body_s,
             queue_timeouts_s=tuple(config.classes[spec.name].queue_timeout_s for spec in self.classes),
             promotions=promotions(self.classes),
             max_attempts=config.admission.max_attempts,
@@ -253,53 +247,45 @@ class App:
 
     # --- serving ------------------------------------------------------------------------------------------------------
 
-    async def _listen(self) -> tuple[web.ServerRunner, web.AppRunner]:
-        config = self.config
-        self._server = Server(
-            self.proxy.handle,
+    async def _listen(self) -> web.AppRunner:
+        """Open both ports.
+
+        Raises:
+            ConfigError: an address cannot be used.
+        """
+        config, times = self.config, self.config.timeouts
+        limits = DownstreamLimits(
+            max_body_bytes=config.limits.max_body_bytes,
             max_connections=config.limits.max_connections,
-            handler_cancellation=True,  # a client that leaves must end its upstream work
-            auto_decompress=False,
-            access_log=None,
-            keepalive_timeout=config.timeouts.keepalive_s,
-            max_line_size=16384,
-            max_field_size=16384,
-            lingering_time=1.0,
+            header_s=times.header_s,
+            body_s=times.body_s,
+            keepalive_s=times.keepalive_s,
+            stalled_s=times.idle_s,
         )
-        # whatever could finish has done so before the runner is asked to shut down
-        data = web.ServerRunner(self._server, handle_signals=False, shutdown_timeout=_CUT_S)
-        await data.setup()
+        self._server = Server(self.proxy.handle, limits)
         admin = web.AppRunner(self.admin.application(), access_log=None, handle_signals=False, shutdown_timeout=_CUT_S)
         await admin.setup()
-        for runner, where in ((data, config.listen), (admin, config.admin)):
-            site = web.TCPSite(runner, where.host, where.port, backlog=config.listen.backlog)
-            try:
-                await site.start()
-            except OSError as error:
-                await data.cleanup()
-                await admin.cleanup()
-                raise ConfigError(f"cannot listen on {where.host}:{where.port}: {error.strerror or error}") from None
-        self.port = data.addresses[0][1]
+        where: Listen | AdminConfig = config.listen
+        try:
+            self.port = await self._server.start(where.host, where.port, config.listen.backlog)
+            where = config.admin
+            await web.TCPSite(admin, where.host, where.port).start()
+        except OSError as error:
+            await self._server.close()
+            await admin.cleanup()
+            raise ConfigError(f"cannot listen on {where.host}:{where.port}: {error.strerror or error}") from None
         self.admin_port = admin.addresses[0][1]
-        return data, admin
-
-    async def _close_silent_connections(self) -> None:
-        """Clients that connect and never send a whole head would hold their connection for ever."""
-        limit_s = self.config.timeouts.header_s
-        while True:
-            await asyncio.sleep(limit_s / _HEADER_SWEEPS)
-            self._server.close_silent(limit_s)
+        return admin
 
     def _signalled(self, stop: asyncio.Event) -> None:
         if stop.is_set():
             self._grace_over.set()
         stop.set()
 
-    async def _drain(self, data: web.ServerRunner) -> None:
+    async def _drain(self) -> None:
         """Red `/readyz`, no new connections, everything accepted finishes or the grace period ends."""
         self.is_draining = True
-        for site in list(data.sites):
-            await site.stop()
+        self._server.stop_listening()
         self.dispatcher.admission.shut_down()
         deadline = asyncio.get_running_loop().time() + self.config.timeouts.shutdown_grace_s
         while not self._grace_over.is_set() and asyncio.get_running_loop().time() < deadline:
@@ -318,12 +304,13 @@ class App:
         if self._access_log is not None:
             self._access_log.flush()
 
-    def _answer_health(self, _: web.BaseRequest) -> web.Response:
+    def _answer_health(self, request: Request) -> None:
         if self.admin.is_ready():
-            return web.Response()
-        return web.Response(status=503, headers={"retry-after": "5"})
+            request.respond(200, (), b"")
+        else:
+            request.respond(503, [(b"retry-after", b"5")], b"")
 
-    def _answer_models(self, _: web.BaseRequest) -> web.Response:
+    def _answer_models(self, request: Request) -> None:
         listed: dict[str, Any] = {}
         for poller in self.pollers.values():
             for name, entry in poller.view.models.items():
@@ -331,7 +318,7 @@ class App:
         for name in self.catalog.model_names():
             listed.setdefault(name, {"id": name, "object": "model", "created": 0, "owned_by": "prelude-proxy"})
         body = orjson.dumps({"object": "list", "data": list(listed.values())})
-        return web.Response(body=body, content_type="application/json")
+        request.respond(200, [(b"content-type", b"application/json")], body)
 
 
 def build_rules(rules: list[RuleConfig]) -> list[Rule]:

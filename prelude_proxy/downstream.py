@@ -32,6 +32,7 @@ _SWEEP_S = 1.0
 _WRITE_HIGH_BYTES = 256 * 1024
 _JOIN_BYTES = 64 * 1024
 _MAX_QUEUED = 8
+_LINGER_S = 2.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
 _BODILESS = frozenset({204, 304})
@@ -74,6 +75,8 @@ class Request:
     def __init__(
         self, connection: _Connection, method: str, target: bytes, raw_headers: list[tuple[bytes, bytes]], version: str
     ) -> None:
+        if target[:1] != b"/" and b"://" in target:  # a client that takes us for a forward proxy names the whole URL
+            target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
         self._connection = connection
         self._body = b""
         self.method = method
@@ -83,7 +86,7 @@ class Request:
         self.raw_headers = raw_headers
         self.version = version
         self.keep_alive = True
-        self.error: ClientError | None = None
+        self.error: ClientError | ConnectionError | None = None
         headers: dict[str, str] = {}
         for name, value in raw_headers:
             headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
@@ -100,6 +103,7 @@ class Request:
 
         Raises:
             ClientError: it was too long, came too slowly, or is in a coding that is not understood.
+            ConnectionError: the client left before it was complete.
         """
         if self.error is not None:
             raise self.error
@@ -157,6 +161,7 @@ class _Connection(asyncio.Protocol):
         "_head_bytes",
         "_header_list",
         "_limits",
+        "_lingering",
         "_loop",
         "_parser",
         "_pending_head",
@@ -203,6 +208,7 @@ class _Connection(asyncio.Protocol):
         self.writable_callback: Callable[[], None] | None = None
         self.has_answer_begun = False
         self.closing = False
+        self._lingering = False
         self.num_requests = 0
         self.peer: str | None = None
         self.since = server.loop.time()
@@ -221,13 +227,17 @@ class _Connection(asyncio.Protocol):
         self.closing = True
         self.server.closed(self)
         self._queue.clear()
+        request, self._request = self._request, None
         if self.task is not None:
             self.task.cancel()
+        elif request is not None:
+            request.error = ConnectionResetError("the client left before its body was complete")
+            self._serve(request)  # so that it is on record
         if self._writer_waiter is not None and not self._writer_waiter.done():
             self._writer_waiter.set_exception(ConnectionResetError("the client has gone"))
 
     def data_received(self, data: bytes) -> None:
-        if self.closing:
+        if self.closing or self._lingering:
             return
         if self._request is None and self._serving is None:
             if self._head_bytes == 0:
@@ -338,7 +348,6 @@ class _Connection(asyncio.Protocol):
         request.keep_alive = False
         self._pieces = []
         self._enqueue(request)
-        self._pause_reading()
 
     def _too_large(self) -> ClientError:
         limit = self._limits.max_body_bytes
@@ -362,19 +371,18 @@ class _Connection(asyncio.Protocol):
     def _served(self, task: asyncio.Task[None]) -> None:
         request, self._serving, self.task = self._serving, None, None
         self.writable_callback = None
-        if task.cancelled() or self.closing:
-            self.abort()
-            return
-        error = task.exception()
-        if error is not None:
-            if not isinstance(error, ConnectionError):
-                log.error("serving a request failed", exc_info=error)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ConnectionError):
+            log.error("serving a request failed", exc_info=error)
+        if error is not None or task.cancelled() or self.closing:
             self.abort()
             return
         assert request is not None
         if self._pending_head is not None:
             self._flush_head()
-        if not request.keep_alive or self.server.is_closing:
+        if self._request is request:
+            self._linger()
+        elif not request.keep_alive or self.server.is_closing:
             self.close()
         elif self._queue:
             self._serve(self._queue.popleft())
@@ -443,11 +451,20 @@ class _Connection(asyncio.Protocol):
         self.closing = True
         self._transport.close()
 
+    def _linger(self) -> None:
+        """Close, but let the client finish sending: closing on unread bytes resets the connection under our answer."""
+        self._lingering = True
+        self.since = self._loop.time()
+        self._transport.write_eof()
+
     def check_time(self, now: float) -> None:
         """Close when the phase under way has lasted too long."""
         waited = now - self.since
         limits = self._limits
-        if not self._writable:
+        if self._lingering:
+            if waited > _LINGER_S:
+                self.abort()
+        elif not self._writable:
             if waited > limits.stalled_s:
                 self.abort()
         elif self._serving is not None:
@@ -479,7 +496,7 @@ class _Connection(asyncio.Protocol):
                 b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
                 % (line, len(body), body)
             )
-            self.close()
+            self._linger()
         elif self._serving is not None:
             self._serving.keep_alive = False
             self._queue.clear()

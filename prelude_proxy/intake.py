@@ -1,8 +1,7 @@
-"""What is taken from a client before anything is decided: the body, bounded; who it is; how long it will wait."""
+"""What is taken from a client's headers before anything is decided: an id, who it is, how long it will wait."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import re
@@ -10,48 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from aiohttp import web
-
 from prelude_proxy.errors import ClientError
 
 _ID = re.compile(r"[\x21-\x7e]{1,200}")
 _NOBODY = ""
-
-
-async def read_body(request: web.BaseRequest, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body as it came.
-
-    Raises:
-        ClientError: 413, longer than `max_bytes`; 408, not there after `timeout_s`; 415, compressed.
-    """
-    length = request.content_length
-    if length is not None and length > max_bytes:
-        raise _too_large(max_bytes)
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise ClientError("compressed request bodies are not supported", status=415)
-    content = request.content
-    if content.is_eof():  # usual: it came with the head
-        body = content.read_nowait()
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        return body
-    if request.headers.get("expect", "").lower() == "100-continue" and request.version >= (1, 1):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # no part of the answer yet
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(timeout_s):
-            while piece := await content.readany():
-                size += len(piece)
-                if size > max_bytes:
-                    raise _too_large(max_bytes)
-                pieces.append(piece)
-    except TimeoutError:
-        raise ClientError(f"the body did not arrive within {timeout_s:g} s", status=408) from None
-    except web.RequestPayloadError as error:
-        raise ClientError(f"the body is broken: {error}") from None
-    return b"".join(pieces)
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
@@ -130,10 +91,6 @@ class Callers:
 def _printable(name: str) -> str:
     """A name from a header, fit for logs: headers may hold any bytes, and be long."""
     return name[:200].encode("utf-8", "replace").decode()
-
-
-def _too_large(max_bytes: int) -> ClientError:
-    return ClientError(f"the body is longer than {max_bytes} bytes", status=413, kind="request_too_large")
 
 
 def _bearer(headers: Mapping[str, str]) -> str | None:

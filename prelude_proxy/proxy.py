@@ -12,11 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from aiohttp import web
+from typing import Protocol
 
 from prelude_proxy.classifier import Observation
 from prelude_proxy.core.admission import DropReason
@@ -31,6 +29,7 @@ from prelude_proxy.core.queues import Ticket
 from prelude_proxy.core.rates import DecayingRate
 from prelude_proxy.core.sse import StreamObserver, error_event, find_usage
 from prelude_proxy.dispatcher import Dispatcher, Slot
+from prelude_proxy.downstream import Request
 from prelude_proxy.errors import (
     ClientError,
     ShedError,
@@ -40,14 +39,15 @@ from prelude_proxy.errors import (
     UpstreamStaleError,
     UpstreamTimeoutError,
 )
-from prelude_proxy.intake import Callers, read_body, request_id_of
+from prelude_proxy.intake import Callers, request_id_of
 from prelude_proxy.judge import Judge, Verdict
-from prelude_proxy.upstream import Response, Upstream
+from prelude_proxy.upstream import RawHeaders, Response, Upstream
 
 log = logging.getLogger("prelude_proxy")
 
 _TAIL_BYTES = 2048
 _BUSY_BODY_BYTES = 64 * 1024
+_JSON = (b"content-type", b"application/json")
 # vLLM --max-num-queued-reqs, SGLang --max-queued-requests and gateways between us and them word it differently
 _BUSY_WORDS = (b"busy", b"queue", b"overload", b"too many", b"capacity")
 
@@ -128,8 +128,6 @@ class Recorder(Protocol):
 class ProxySettings:
     """The few numbers the journey itself needs."""
 
-    max_body_bytes: int
-    body_timeout_s: float
     queue_timeouts_s: tuple[float, ...]
     """By class."""
     promotions: tuple[tuple[int, int] | None, ...]
@@ -154,7 +152,7 @@ class Proxy:
         engines: Mapping[str, Engine],
         callers: Callers,
         recorder: Recorder,
-        local: Mapping[tuple[str, str], Any],
+        local: Mapping[tuple[str, str], Callable[[Request], None]],
     ) -> None:
         """`engines` by backend name; `local`: (method, path) → handler of what the proxy answers itself."""
         self._settings = settings
@@ -171,38 +169,41 @@ class Proxy:
 
     # --- the journey --------------------------------------------------------------------------------------------------
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, request: Request) -> None:
         """Serve one request, whatever it is."""
         local = self._local.get((request.method, request.path))
         if local is not None:
-            response: web.StreamResponse = local(request)
-            return response
+            local(request)
+            return
         exchange = self._open(request)
         try:
-            body = await read_body(request, self._settings.max_body_bytes, self._settings.body_timeout_s)
+            body = request.body()
             exchange.request_bytes = len(body)
             route = self._understand(request, exchange, body)
-            return await self._serve(request, exchange, route, body)
+            await self._serve(request, exchange, route, body)
         except ClientError as error:
             exchange.outcome = Outcome.RULE_REJECTED if error.kind == "rule" else Outcome.BAD_REQUEST
-            return await self._refuse(request, exchange, error.status, error, kind=error.kind, param=error.param)
+            self._refuse(request, exchange, error.status, error, kind=error.kind, param=error.param)
         except ShedError as error:
             exchange.outcome = _SHED_OUTCOMES[DropReason(error.reason)]
-            headers = {"retry-after": str(error.retry_after_s), "x-prelude-dropped-reason": error.reason}
-            return await self._refuse(request, exchange, error.status, error, headers=headers)
+            headers = [
+                (b"retry-after", b"%d" % error.retry_after_s),
+                (b"x-prelude-dropped-reason", error.reason.encode()),
+            ]
+            self._refuse(request, exchange, error.status, error, headers=headers)
         except UpstreamError as error:
-            return await self._refuse(request, exchange, error.status, error)
+            self._refuse(request, exchange, error.status, error)
         except (asyncio.CancelledError, ConnectionError):  # it left, or was found gone when we wrote
             exchange.outcome, exchange.status = Outcome.CLIENT_GONE, 499
             raise
         except Exception:
             log.exception("request %s failed inside the proxy", exchange.id)
             exchange.outcome = Outcome.INTERNAL
-            return await self._refuse(request, exchange, 500, RuntimeError("internal error of the proxy"))
+            self._refuse(request, exchange, 500, RuntimeError("internal error of the proxy"))
         finally:
             self._close(exchange)
 
-    def _understand(self, request: web.BaseRequest, exchange: Exchange, body: bytes) -> Route:
+    def _understand(self, request: Request, exchange: Exchange, body: bytes) -> Route:
         """Parse and classify; returns the route. Afterwards only facts are kept, not the decoded body.
 
         Raises:
@@ -229,20 +230,20 @@ class Proxy:
         needs_name = facts.endpoint not in {Endpoint.OTHER, Endpoint.GENERATE}
         return self._catalog.resolve(facts.model, exchange.verdict.pool, needs_name=needs_name)
 
-    async def _serve(
-        self, request: web.BaseRequest, exchange: Exchange, route: Route, body: bytes
-    ) -> web.StreamResponse:
+    async def _serve(self, request: Request, exchange: Exchange, route: Route, body: bytes) -> None:
         """Admit, send, relay; once more elsewhere where that is safe."""
         assert exchange.verdict is not None
         self._requests.add(exchange.arrival)
         if request.method in {"GET", "HEAD"}:
-            return await self._pass_through(request, exchange, route)
+            await self._pass_through(request, exchange, route)
+            return
         ticket = self._ticket(request, exchange, route, len(body))
         while True:
             exchange.num_attempts += 1
             try:
                 async with self._dispatcher.admit(ticket) as slot:
-                    return await self._attempt(request, exchange, slot, body)
+                    await self._attempt(request, exchange, slot, body)
+                    return
             except UpstreamError:
                 if not self._may_retry(exchange):
                     raise
@@ -250,9 +251,7 @@ class Proxy:
             ticket = self._again(ticket)
             exchange.backend, exchange.dispatched_at = None, 0.0
 
-    async def _attempt(
-        self, request: web.BaseRequest, exchange: Exchange, slot: Slot, body: bytes
-    ) -> web.StreamResponse:
+    async def _attempt(self, request: Request, exchange: Exchange, slot: Slot, body: bytes) -> None:
         """One try on the backend that the permit names."""
         engine = self._engines[slot.permit.backend.name]
         exchange.dispatched_at = now = self._dispatcher.now()
@@ -264,7 +263,7 @@ class Proxy:
             try:
                 if await self._is_busy(engine, response):
                     raise EngineBusyError("the engine's own queue is full", sent=True)
-                return await self._relay(request, exchange, engine, response, slot)
+                await self._relay(request, exchange, engine, response, slot)
             finally:
                 response.abort()
         except UpstreamError as error:
@@ -275,41 +274,34 @@ class Proxy:
             slot.outcome = exchange.outcome
 
     async def _relay(
-        self, request: web.BaseRequest, exchange: Exchange, engine: Engine, response: Response, slot: Slot | None
-    ) -> web.StreamResponse:
+        self, request: Request, exchange: Exchange, engine: Engine, response: Response, slot: Slot | None
+    ) -> None:
         """Head and body of the answer to the client, byte for byte, while the observer counts tokens."""
-        exchange.status = response.status
-        downstream = self._downstream(request, exchange, response)
-        is_stream = b"text/event-stream" in (response.header(b"content-type") or b"")
         assert exchange.facts is not None
-        observer = StreamObserver(exchange.facts.endpoint) if is_stream and response.status == 200 else None
-        exchange.is_streamed = observer is not None
-        tail = b""
+        exchange.status = response.status
+        is_stream = response.status == 200 and b"text/event-stream" in (response.header(b"content-type") or b"")
+        exchange.is_streamed = is_stream
+        length = response.header(b"content-length")
+        headers = [field for field in end_to_end(response.headers) if field[0].lower() != b"content-length"]
+        request.begin(response.status, headers + self._own_headers(exchange), length=int(length) if length else None)
+        observer = StreamObserver(exchange.facts.endpoint) if is_stream else None
+        relay = Relay(self, request, exchange, engine=engine, slot=slot, observer=observer)
+        request.on_writable(response.resume)
         try:
-            await downstream.prepare(request)
-            while chunk := await response.read():
-                exchange.response_bytes += len(chunk)
-                if observer is None:
-                    tail = (tail + chunk)[-_TAIL_BYTES:]
-                elif observer.feed(chunk):
-                    self._saw_first(exchange, engine, slot)
-                    self._promote(exchange, observer, slot)
-                await downstream.write(chunk)
-            if observer is not None and not observer.has_terminator(exchange.facts.dialect):
-                raise UpstreamError("the stream ended without its terminator", sent=True)
-            await downstream.write_eof()
+            await response.relay(relay)
         except UpstreamError as error:
-            await self._break_off(request, exchange, downstream, observer, error)
+            if not exchange.response_bytes:
+                raise  # the head is not sent before the first piece: this can still become an honest error
+            self._break_off(request, exchange, observer, error)
             exchange.error = str(error)
             exchange.outcome = Outcome.STREAM_BROKEN
-            return downstream
-        exchange.output_tokens = observer.output_tokens if observer else find_usage(tail)
+            return
+        exchange.output_tokens = observer.output_tokens if observer else find_usage(relay.tail)
         exchange.outcome = _outcome_of_status(response.status)
-        return downstream
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
-    def _open(self, request: web.BaseRequest) -> Exchange:
+    def _open(self, request: Request) -> Exchange:
         return Exchange(
             id=request_id_of(request.headers),
             method=request.method,
@@ -317,7 +309,7 @@ class Proxy:
             arrival=self._dispatcher.now(),
             started_at=time.time(),
             dialect=dialect_of(request.path),
-            peer=request.remote,
+            peer=request.peer,
         )
 
     def _close(self, exchange: Exchange) -> None:
@@ -331,7 +323,7 @@ class Proxy:
             self._judge.learn(exchange.observation, exchange.output_tokens, censored=cut, now=exchange.finished_at)
         self._recorder.finished(exchange)
 
-    def _ticket(self, request: web.BaseRequest, exchange: Exchange, route: Route, num_bytes: int) -> Ticket:
+    def _ticket(self, request: Request, exchange: Exchange, route: Route, num_bytes: int) -> Ticket:
         verdict, facts = exchange.verdict, exchange.facts
         assert verdict is not None
         assert facts is not None
@@ -364,7 +356,7 @@ class Proxy:
         )
 
     async def _send(
-        self, request: web.BaseRequest, exchange: Exchange, engine: Engine, body: bytes, klass: int | None
+        self, request: Request, exchange: Exchange, engine: Engine, body: bytes, klass: int | None
     ) -> Response:
         """Send; a pooled connection that turns out closed is replaced by a fresh one, once."""
         replaced = {b"x-request-id": exchange.id.encode(), **engine.extra_headers}
@@ -373,7 +365,7 @@ class Proxy:
         has_body = bool(body) or request.method not in {"GET", "HEAD", "DELETE", "OPTIONS"}
         head = request_head(
             request.method,
-            engine.upstream.base_path + _target_of(request),
+            engine.upstream.base_path + request.target,
             request.raw_headers,
             authority=engine.upstream.authority,
             body_length=len(body) if has_body else None,
@@ -394,7 +386,7 @@ class Proxy:
         text = (await response.peek(_BUSY_BODY_BYTES)).lower()
         return any(word in text for word in _BUSY_WORDS)
 
-    async def _pass_through(self, request: web.BaseRequest, exchange: Exchange, route: Route) -> web.StreamResponse:
+    async def _pass_through(self, request: Request, exchange: Exchange, route: Route) -> None:
         """A GET does no work worth a slot: any available backend, no admission."""
         now = self._dispatcher.now()
         up = [backend for backend in route.backends if backend.health.is_up(now)]
@@ -412,48 +404,33 @@ class Proxy:
             exchange.outcome = _outcome_of(error)
             raise
         try:
-            return await self._relay(request, exchange, engine, response, None)
+            await self._relay(request, exchange, engine, response, None)
         finally:
             response.abort()
 
-    def _downstream(self, request: web.BaseRequest, exchange: Exchange, response: Response) -> web.StreamResponse:
-        """The answer's head for the client."""
-        downstream = web.StreamResponse(status=response.status)
-        headers = downstream.headers
-        for name, value in end_to_end(response.headers):
-            headers.add(name.decode("latin-1"), _text(value))
-        headers.update(self._own_headers(exchange))
-        has_length = "content-length" in headers
-        if has_length:
-            downstream.content_length = int(headers["content-length"])
-        elif request.version >= (1, 1) and request.method != "HEAD" and response.status not in {204, 304}:
-            downstream.enable_chunked_encoding()
-        return downstream
-
-    def _own_headers(self, exchange: Exchange) -> dict[str, str]:
-        headers = {"x-request-id": exchange.id}
+    def _own_headers(self, exchange: Exchange) -> RawHeaders:
+        headers = [(b"x-request-id", exchange.id.encode())]
         if exchange.verdict is not None:
-            headers["x-prelude-class"] = exchange.class_name
+            headers.append((b"x-prelude-class", exchange.class_name.encode()))
         if exchange.num_attempts:
-            headers["x-prelude-attempts"] = str(exchange.num_attempts)
+            headers.append((b"x-prelude-attempts", b"%d" % exchange.num_attempts))
         if exchange.backend and self._settings.show_backend:
-            headers["x-prelude-backend"] = exchange.backend
+            headers.append((b"x-prelude-backend", exchange.backend.encode()))
         if exchange.dispatched_at and self._settings.show_timing:
-            now = self._dispatcher.now()
-            headers["x-prelude-queue-ms"] = f"{exchange.held_s * 1e3:.1f}"
-            headers["server-timing"] = (
-                f"classify;dur={exchange.classify_s * 1e3:.2f}, queue;dur={exchange.held_s * 1e3:.1f}, "
-                f"upstream;dur={(now - exchange.dispatched_at) * 1e3:.1f}"
-            )
+            held_ms, upstream_ms = exchange.held_s * 1e3, (self._dispatcher.now() - exchange.dispatched_at) * 1e3
+            headers.append((b"x-prelude-queue-ms", b"%.1f" % held_ms))
+            timing = b"classify;dur=%.2f, queue;dur=%.1f, upstream;dur=%.1f"
+            headers.append((b"server-timing", timing % (exchange.classify_s * 1e3, held_ms, upstream_ms)))
         return headers
 
-    def _saw_first(self, exchange: Exchange, engine: Engine, slot: Slot | None) -> None:
+    def saw_first(self, exchange: Exchange, engine: Engine, slot: Slot | None) -> None:
+        """The first event of a stream went by."""
         if exchange.first_token_at or slot is None:
             return
         exchange.first_token_at = self._dispatcher.now()
         self._dispatcher.first_token(slot.permit, has_telemetry=engine.has_telemetry)
 
-    def _promote(self, exchange: Exchange, observer: StreamObserver, slot: Slot | None) -> None:
+    def promote(self, exchange: Exchange, observer: StreamObserver, slot: Slot | None) -> None:
         """Re-charge a stream that outgrew its class, so that a wrong guess cannot eat another class's slots."""
         if slot is None:
             return
@@ -463,45 +440,35 @@ class Proxy:
             exchange.promoted_to = step[1]
             self._dispatcher.recharge(slot.permit, step[1])
 
-    async def _break_off(
-        self,
-        request: web.BaseRequest,
-        exchange: Exchange,
-        downstream: web.StreamResponse,
-        observer: StreamObserver | None,
-        error: UpstreamError,
+    def _break_off(
+        self, request: Request, exchange: Exchange, observer: StreamObserver | None, error: UpstreamError
     ) -> None:
         """The answer had begun: say so inside a stream; otherwise cut the connection: it must not pass for whole."""
-        if observer is not None:
-            body = error_body(exchange.dialect, error.status, str(error))
-            gap = b"" if observer.is_between_events else b"\n\n"
-            await downstream.write(gap + error_event(exchange.dialect, body))
-            await downstream.write_eof()
-        elif request.transport is not None:
-            request.transport.abort()
+        if observer is None:
+            request.abort()
+            return
+        body = error_body(exchange.dialect, error.status, str(error))
+        gap = b"" if observer.is_between_events else b"\n\n"
+        request.write(gap + error_event(exchange.dialect, body), is_last=True)
 
-    async def _refuse(
+    def _refuse(
         self,
-        request: web.BaseRequest,
+        request: Request,
         exchange: Exchange,
         status: int,
         error: Exception,
         *,
         kind: str | None = None,
         param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> web.StreamResponse:
+        headers: RawHeaders | None = None,
+    ) -> None:
         """An error answer in the caller's dialect."""
         exchange.status = status
         exchange.error = str(error)
         if exchange.facts is not None:
             exchange.facts.forget_payload()
         body = error_body(exchange.dialect, status, str(error), kind=kind, param=param)
-        response = web.Response(status=status, body=body, content_type="application/json")
-        response.headers.update({**self._own_headers(exchange), **(headers or {})})
-        if not request.content.is_eof():
-            response.force_close()  # the rest of the body would be read as the next request
-        return response
+        request.respond(status, [_JSON, *self._own_headers(exchange), *(headers or ())], body)
 
     def _may_retry(self, exchange: Exchange) -> bool:
         """Nothing has reached the client (else no error would come here), and outcome, count and budget allow it.
@@ -520,6 +487,50 @@ class Proxy:
         return True
 
 
+class Relay:
+    """Carries one answer from the engine's connection to the client's: called with each piece as it arrives."""
+
+    __slots__ = ("_engine", "_exchange", "_observer", "_proxy", "_request", "_slot", "tail")
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        request: Request,
+        exchange: Exchange,
+        *,
+        engine: Engine,
+        slot: Slot | None,
+        observer: StreamObserver | None,
+    ) -> None:
+        self._proxy = proxy
+        self._request = request
+        self._exchange = exchange
+        self._engine = engine
+        self._slot = slot
+        self._observer = observer
+        self.tail = b""
+        """Last bytes of an answer that is not a stream: its usage stands there."""
+
+    def __call__(self, piece: bytes, is_last: bool) -> bool:
+        """Send on `piece`; returns whether the client can take more.
+
+        Raises:
+            UpstreamError: a stream ended without its terminator.
+        """
+        exchange, observer = self._exchange, self._observer
+        exchange.response_bytes += len(piece)
+        if observer is None:
+            self.tail = (self.tail + piece)[-_TAIL_BYTES:]
+        else:
+            if observer.feed(piece):
+                self._proxy.saw_first(exchange, self._engine, self._slot)
+                self._proxy.promote(exchange, observer, self._slot)
+            if is_last and not observer.has_terminator(exchange.dialect):
+                self._request.write(piece)
+                raise UpstreamError("the stream ended without its terminator", sent=True)
+        return self._request.write(piece, is_last=is_last)
+
+
 class EngineBusyError(UpstreamError):
     """The engine's own admission control refused."""
 
@@ -532,22 +543,6 @@ _SHED_OUTCOMES = {
     DropReason.NO_ENDPOINTS: Outcome.NO_ENDPOINTS,
     DropReason.SHUTTING_DOWN: Outcome.SHUTTING_DOWN,
 }
-
-
-def _target_of(request: web.BaseRequest) -> bytes:
-    """Path and query as they came; of a whole URL (a client that takes us for a forward proxy) the path and query."""
-    target = request.raw_path
-    if not target.startswith("/") and request.rel_url.raw_path:
-        target = str(request.rel_url)
-    return target.encode("utf-8", "surrogateescape")
-
-
-def _text(value: bytes) -> str:
-    """A header value as aiohttp will write it back: it encodes in UTF-8."""
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
 
 
 def _outcome_of(error: UpstreamError) -> Outcome:

@@ -31,6 +31,9 @@ _JOIN_BYTES = 64 * 1024
 
 RawHeaders = list[tuple[bytes, bytes]]
 
+Sink = Callable[[bytes, bool], bool]
+"""Takes the next piece of a body and whether it is the last; returns whether it wants more now."""
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTimeouts:
@@ -51,8 +54,10 @@ class Response:
     __slots__ = (
         "_connection",
         "_error",
+        "_failure",
         "_loop",
         "_pending",
+        "_sink",
         "_waiter",
         "headers",
         "is_complete",
@@ -66,6 +71,8 @@ class Response:
         self._pending: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None
         self._error: UpstreamError | None = None
+        self._failure: Exception | None = None
+        self._sink: Sink | None = None
         self.status = 0
         """0 until the head has arrived."""
         self.headers: RawHeaders = []
@@ -112,6 +119,29 @@ class Response:
                 self.abort()
                 raise UpstreamProtocolError(f"the answer is longer than {limit_bytes} bytes", sent=True)
         return b"".join(pieces)
+
+    async def relay(self, sink: Sink) -> None:
+        """Hand the rest of the body to `sink(piece, is_last)` as it arrives, with no task switch a piece.
+
+        A sink that returns False wants no more for now; `resume` says that it does again.
+
+        Raises:
+            UpstreamError: as `read`; what `sink` raises.
+        """
+        self._sink = sink
+        if self._pending or self.is_complete:
+            self._deliver()
+        while not self.is_complete and self._error is None:
+            await self._wait()
+        if self._failure is not None:
+            raise self._failure
+        if self._error is not None:
+            raise self._error
+
+    def resume(self) -> None:
+        """The sink takes more again."""
+        if self._connection is not None:
+            self._connection.resume()
 
     async def peek(self, limit_bytes: int) -> bytes:
         """The body as far as about `limit_bytes`; `read` returns it again.
@@ -160,12 +190,34 @@ class Response:
         self._error = error
         self.is_complete = error is None
         self._connection = None
-        self.wake()
-
-    def wake(self) -> None:
-        """Let the reader look again."""
+        if self._sink is not None and (self._pending or self.is_complete):
+            self._deliver()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def wake(self) -> None:
+        """Something arrived: hand it on, or let the reader look again."""
+        if self._sink is not None:
+            self._deliver()
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _deliver(self) -> None:
+        pending = self._pending
+        if not (pending or self.is_complete) or self._failure is not None:
+            return
+        self._pending = []
+        self.num_pending = 0
+        assert self._sink is not None
+        piece = pending[0] if len(pending) == 1 else b"".join(pending)
+        try:
+            wants_more = self._sink(piece, self.is_complete)
+        except Exception as error:  # noqa: BLE001  whatever it is, it is the relaying task's to handle, not the loop's
+            self._failure = error
+            self.abort()
+        else:
+            if not wants_more and self._connection is not None:
+                self._connection.pause()
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -234,6 +286,12 @@ class _Connection(asyncio.Protocol):
             self._transport.writelines((head, body))
         return exchange
 
+    def pause(self) -> None:
+        """The reader wants no more for now: let the backend wait too."""
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
     def resume(self) -> None:
         """The reader has taken what was there."""
         self.since = self._loop.time()
@@ -251,7 +309,7 @@ class _Connection(asyncio.Protocol):
     def check_time(self, now: float) -> None:
         """Close if the phase under way has taken too long. Waiting for a slow client to read is not the backend's."""
         exchange = self.exchange
-        if exchange is None or now - self.since <= self.limit_s or exchange.num_pending:
+        if exchange is None or now - self.since <= self.limit_s or exchange.num_pending or self._paused:
             return
         phase = "continue" if exchange.status else "answer"
         self.close(UpstreamTimeoutError(f"the backend did not {phase} within {self.limit_s:g} s", sent=True))
@@ -292,10 +350,9 @@ class _Connection(asyncio.Protocol):
         elif exchange.status == 0 and self._seen_bytes > _MAX_HEAD_BYTES:
             self.close(UpstreamProtocolError("the head of the backend's answer is too long", sent=True))
         else:
-            if exchange.num_pending > _PAUSE_BYTES and not self._paused and self._transport is not None:
-                self._paused = True
-                self._transport.pause_reading()
             exchange.wake()
+            if exchange.num_pending > _PAUSE_BYTES:
+                self.pause()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True

@@ -154,7 +154,7 @@ async def test_absolute_target_is_forwarded_in_origin_form(proxy, backend):
 
 
 async def test_header_bytes_beyond_ascii_survive_both_ways(proxy, backend):
-    """UTF-8 in header values reaches the other side as the same bytes; Latin-1 at least the backend."""
+    """Header values reach the other side as the same bytes, UTF-8 or Latin-1."""
     client = await proxy.client()
     body = b'{"model":"tiny","messages":[{"role":"user","content":"x"}]}'
     await client.send(
@@ -168,7 +168,7 @@ async def test_header_bytes_beyond_ascii_survive_both_ways(proxy, backend):
     exchange.finish()
     answer = await client.answer()
     assert value_of(answer.headers, b"x-utf") == b"\xc3\xa9"
-    assert value_of(answer.headers, b"x-latin") == "café".encode()  # aiohttp writes headers in UTF-8
+    assert value_of(answer.headers, b"x-latin") == b"caf\xe9"
 
 
 @pytest.mark.parametrize(
