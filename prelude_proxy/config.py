@@ -9,6 +9,7 @@ import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,11 +19,14 @@ from prelude_proxy.errors import ConfigError
 
 
 def _url(value: str) -> str:
-    value = value.strip().rstrip("/")
-    scheme, separator, rest = value.partition("://")
-    if not separator or scheme not in {"http", "https"} or not rest or any(char in rest for char in " ?#"):
+    try:
+        parts = urlsplit(value.strip())
+        is_good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none, a bracket that is not closed
+        is_good = False
+    if not is_good or any(char in value.strip() for char in " ?#"):
         raise ValueError(f"{value!r} is not an http(s) URL such as http://10.0.0.5:8000")
-    return value
+    return value.strip().rstrip("/")
 
 
 Url = Annotated[str, AfterValidator(_url)]
@@ -73,7 +77,7 @@ class Backend(_Section):
     @property
     def display_name(self) -> str:
         """The name metrics, logs and headers use."""
-        return self.name or self.url.partition("://")[2]
+        return self.name or self.url.partition("://")[2].rpartition("@")[2]
 
 
 class Pool(_Section):
@@ -356,7 +360,7 @@ class Config(_Section):
     """Where clients connect."""
     admin: Admin = Admin()
     """Where operators and probes connect."""
-    pools: list[Pool] = [Pool()]
+    pools: list[Pool] = Field([Pool()], min_length=1)
     """Model → backends."""
     classes: dict[str, ExecutionClass] = {}
     """Execution classes; given ones are merged over the defaults `oneshot`, `fast`, `standard`, `deep`."""
@@ -401,8 +405,10 @@ class Config(_Section):
         pools = [pool.name for pool in self.pools]
         _unique("pools", pools)
         _unique("backends", [backend.url for pool in self.pools for backend in pool.backends])
+        _unique("names of backends", [backend.display_name for pool in self.pools for backend in pool.backends])
         _unique("rules", [rule.name for rule in self.rules])
         _unique("tenants", [tenant.name for tenant in self.tenants])
+        _unique("api_key_env of tenants", [tenant.api_key_env for tenant in self.tenants])
         for index, rule in enumerate(self.rules):
             if rule.class_ is not None:
                 _known(f"rules[{index}].class", rule.class_, self.classes)
@@ -472,12 +478,46 @@ def build_config(data: object, *, source: str = "configuration") -> Config:
         data = {}
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: the top level must be a mapping of sections, not {type(data).__name__}")
-    data.setdefault("classes", {})
     try:
-        return Config.model_validate(data)
+        # a section whose every line is commented out is None, and means its defaults
+        return Config.model_validate(
+            {"classes": {}, **{key: value for key, value in data.items() if value is not None}}
+        )
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Also refuses a key given twice: YAML forbids it, and the loader would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """What `path` holds, decoded and not looked at.
+
+    Raises:
+        ConfigError: the file cannot be read or is not YAML.
+    """
+    try:
+        return yaml.load(path.read_text("utf-8"), _Loader)  # noqa: S506  a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise ConfigError(f"{path}: is not YAML: {reason}") from None
 
 
 def load_config(path: Path) -> Config:
@@ -486,17 +526,7 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigError: the file cannot be read, is not YAML, or is not a valid configuration.
     """
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text") from None
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    return build_config(data, source=str(path))
+    return build_config(read_yaml(path), source=str(path))
 
 
 def read_secret(variable: str, *, where: str) -> str:
@@ -516,6 +546,8 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
         return f"{path}: unknown key{_nearest(name, _fields_at(problem['loc'][:-1]))}"
+    if problem["type"] in {"model_type", "dataclass_type"}:
+        return f"{path}: must be a mapping of settings, not {type(problem['input']).__name__}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{path}: {message}" if path else message
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import click
 import uvloop
-import yaml
 
-from prelude_proxy.config import Config, build_config, load_config
+from prelude_proxy.config import Config, build_config, load_config, read_yaml
 from prelude_proxy.errors import ConfigError
 
 
@@ -99,29 +98,34 @@ def effective_config(path: Path | None, flags: dict[str, Any]) -> Config:
     Raises:
         ConfigError: either is wrong.
     """
-    data: dict[str, Any] = yaml.safe_load(load_config(path).dump_yaml()) if path is not None else {}
+    source = str(path or "flags")
+    given = read_yaml(path) if path is not None else {}
+    build_config(given, source=source)  # what follows may then rely on its shape
+    data: dict[str, Any] = dict(given or {})
     for flag, value in flags.items():
         if value is not None and flag in _TARGETS:
             section, key = _TARGETS[flag]
-            data.setdefault(section, {})[key] = str(value) if isinstance(value, Path) else value
+            _set(data, section, key, str(value) if isinstance(value, Path) else value)
     if flags.get("host"):
         for section in ("listen", "admin"):
-            data.setdefault(section, {})["host"] = flags["host"]
-    if flags.get("queue_timeout_secs"):
-        classes = build_config(dict(data)).classes
-        data["classes"] = {
-            name: {**(data.get("classes", {}).get(name) or {}), "queue_timeout_s": flags["queue_timeout_secs"]}
-            for name in classes
-        }
+            _set(data, section, "host", flags["host"])
+    if flags.get("queue_timeout_secs") is not None:
+        data["classes"] = dict(data.get("classes") or {})
+        for name in build_config(data, source=source).classes:
+            _set(data["classes"], name, "queue_timeout_s", flags["queue_timeout_secs"])
     if flags.get("backends"):
         _add_backends(data, [url for given in flags["backends"] for url in given.split()], flags.get("backend_kind"))
-    return build_config(data, source=str(path or "flags"))
+    return build_config(data, source=source)
+
+
+def _set(data: dict[str, Any], section: str, key: str, value: Any) -> None:
+    data[section] = {**(data.get(section) or {}), key: value}
 
 
 def _add_backends(data: dict[str, Any], urls: list[str], kind: str | None) -> None:
-    pools = data.setdefault("pools", [{"name": "default"}])
-    backends = pools[0].setdefault("backends", [])
-    backends += [{"url": url, **({"kind": kind} if kind else {})} for url in urls]
+    first, *others = data.get("pools") or [{}]
+    more = [{"url": url, **({"kind": kind} if kind else {})} for url in urls]
+    data["pools"] = [{**first, "backends": [*(first.get("backends") or []), *more]}, *others]
 
 
 def _announce(app: Any) -> None:
