@@ -169,7 +169,7 @@ class Admission:
     def offer(self, ticket: Ticket, now: float) -> list[Decision]:
         """A request asks for a slot. No decision about it among the returned ones: it is held."""
         pool = ticket.route.pool
-        pool.staffing.arrived(ticket.klass, now)
+        pool.staffing.arrived(ticket.klass, now, ticket.prompt_tokens + ticket.expected_tokens / 2)
         self._measure(pool, now)
         self._refresh_out(now)
         if not pool.backends:

@@ -17,6 +17,7 @@ An engine whose limit is not known yet is not held back by reserves: that would 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -193,11 +194,14 @@ class BackendSlots:
         if free <= 0:
             return 0
         feed = window.feed
-        most_urgent = self.pool.staffing.most_urgent
+        staffing = self.pool.staffing
+        most_urgent = staffing.most_urgent
         most_kept = int(size * self._max_reserve) if window.limit is not None else 0
         mask = above = 0
         for c, count in enumerate(counts):
             kept = min(self.kept[c], max(0, most_kept - above))
+            if kept and window.is_kv_bound:
+                kept = math.ceil(kept * staffing.footprint[c])
             if free - kept - (feed if c > most_urgent else 0) > 0 and count < self._ceilings[c]:
                 mask |= 1 << c
             above += count

@@ -55,12 +55,13 @@ class _Stays:
 class Staffing:
     """Measured traffic of one pool by class, and what to keep free for it."""
 
-    __slots__ = ("_arrivals", "_beta", "_levels", "_measured_at", "_stays", "most_urgent")
+    __slots__ = ("_arrivals", "_beta", "_levels", "_measured_at", "_stays", "_tokens", "footprint", "most_urgent")
 
     def __init__(self, classes: Sequence[ClassSpec], beta: float) -> None:
         self._beta = beta
         self._arrivals = [ArrivalRate() for _ in classes]
         self._stays = [_Stays() for _ in classes]
+        self._tokens = [DecayingMean() for _ in classes]
         self._measured_at = -math.inf
         self._levels: list[tuple[float, list[float]] | None] = [
             (0.0, [0.0] * len(classes)) if spec.reserve is None else None for spec in classes
@@ -68,10 +69,14 @@ class Staffing:
         """Of each class with an automatic reserve: slots wanted, and what a slot in use of each class counts for."""
         self.most_urgent = len(classes) - 1
         """The first class that has traffic now."""
+        self.footprint = [1.0] * len(classes)
+        """By class: how much of the KV cache a request of the more urgent classes takes, for one of this class."""
 
-    def arrived(self, klass: int, now: float) -> None:
-        """A request asks for a slot of this class, or has grown into it."""
+    def arrived(self, klass: int, now: float, tokens: float = 0.0) -> None:
+        """A request of `tokens` (prompt and half the answer: its mean size) asks for a slot of this class."""
         self._arrivals[klass].add(now)
+        if tokens:
+            self._tokens[klass].add(tokens)
 
     def left(self, klass: int, stay_s: float, *, returned: bool) -> None:
         """A request held a slot in the name of this class for that long, and gave it back or grew out of the class."""
@@ -92,6 +97,7 @@ class Staffing:
             load += own
             wanted = load + self._beta * math.sqrt(load) if own >= _LEAST_LOAD else 0.0
             self._levels[level] = (wanted, self._weights(level))
+        self._compare_sizes(rates)
         return True
 
     def kept_against(self, in_use: Sequence[int]) -> list[int]:
@@ -105,6 +111,15 @@ class Staffing:
                 most = max(most, int(missing + 0.5))
             kept[level + 1] = most
         return kept
+
+    def _compare_sizes(self, rates: Sequence[float]) -> None:
+        count = tokens = 0.0
+        for c, rate in enumerate(rates):
+            own = self._tokens[c].value
+            self.footprint[c] = min(1.0, tokens / count / own) if own and count else 1.0
+            if own:
+                count += rate
+                tokens += rate * own
 
     def _weights(self, level: int) -> list[float]:
         service_s = self._stays[level].mean_s

@@ -8,13 +8,15 @@ what the engine is *known to run at once*, and a little more:
 - *The limit is not known*: the window is one or a sixteenth above the proof, so it grows by that a round trip, and no
   more than that is in the engine's queue when the limit is met.
 - *The limit is met* when two samples in a row show a queue (a request that arrives during a step waits for its end on
-  an idle engine too): any at all as long as the limit is not known, one longer than `feed` later. Or when the engine
-  preempts, or its KV cache is full. The window becomes what the engine ran at most in the last second, plus `feed`.
+  an idle engine too): any at all as long as the limit is not known, one longer than `feed` later. The window becomes
+  what the engine ran at most in the last second, plus `feed`. It does not matter whether batch slots or KV cache end.
 - *A known limit is refuted* when more than that have begun: it moves up by one, and at the second refutation it counts
   as unknown again. So the feed slot is also the probe, and probing costs nothing. Refutation rests for 2 s after the
   limit was met, doubling to 32 s while it keeps being met: the window swings no more often than that.
-- *KV cache.* An engine that preempts has room for more requests than tokens. Then answers that begin prove nothing, and
-  the window grows by one a sample, only while the cache has room for one more request of the mean size it holds.
+- *KV cache.* When the limit is met with the cache full, or requests were preempted, the limit is one of tokens: the
+  window follows what runs, in samples alone, as an answer that has begun may have been preempted since. Preempted
+  requests count as queued. Preemption itself is no reason to hold fewer: prefilling a context again costs an engine
+  a step or two, an empty place in its batch costs every step (`docs/scheduling.md` has the figures).
 - *The gauges lie*: they read zero for some 18 s after an engine's start and lag by up to a second. A sample that shows
   less than half of what our own ledger has out is not believed.
 - *No telemetry*: slow growth on success as long as time to first token does not inflate (after Netflix's
@@ -33,8 +35,7 @@ _GROWTH_DIVISOR = 16
 _PEAK_S = 1.0
 _FIRST_REST_S = 2.0
 _LAST_REST_S = 32.0
-_KV_FULL = 0.98
-_KV_AIM = 0.95
+_KV_FULL = 0.95
 _TRUST_SHARE = 0.5
 _TTFT_TOLERANCE = 2.0
 _TTFT_FAST = 0.2
@@ -46,7 +47,6 @@ class Window:
 
     __slots__ = (
         "_feed",
-        "_is_kv_bound",
         "_max",
         "_num_queued",
         "_num_refuted",
@@ -58,6 +58,7 @@ class Window:
         "_ttft_long",
         "_ttft_short",
         "feed",
+        "is_kv_bound",
         "is_static",
         "limit",
         "size",
@@ -70,9 +71,10 @@ class Window:
         """What the engine runs at once of ours; None: not known."""
         self.feed = 0
         """Slots of `size` beyond a known limit."""
+        self.is_kv_bound = False
+        """The limit is the cache, not the batch: short requests take less of it than one of `size`."""
         self._max = maximum
         self._feed = feed
-        self._is_kv_bound = False
         self._num_queued = 0
         self._num_refuted = 0
         self._peak = 0.0
@@ -93,16 +95,13 @@ class Window:
         if sample.running >= self._peak or now - self._peak_at > _PEAK_S:
             self._peak, self._peak_at = sample.running, now
         ours = min(1.0, in_use / total) if total else 1.0  # others may use the same engine
-        preempts = self._has_preempted(sample)
         usual = self._feed if self.limit is not None else 0
         self._num_queued = self._num_queued + 1 if sample.waiting > usual else 0
-        if preempts:
-            self._meet(sample.running * ours, now, is_kv_bound=True)
-        elif self._num_queued > 1:
-            self._meet(self._peak * ours, now, is_kv_bound=self._is_kv_bound)
-        elif self._is_kv_bound:
-            self._grow_into_cache(sample, in_use, wanted)
-        elif self.limit is None:
+        is_cache_full = self._is_cache_full(sample)
+        if self._num_queued > 1:
+            self.is_kv_bound = is_cache_full
+            self._meet(self._peak * ours, now)
+        else:
             self._prove(math.floor(sample.running * ours), now)
 
     def observe_first_token(
@@ -112,7 +111,8 @@ class Window:
         if self.is_static:
             return
         if has_telemetry:
-            self._prove(started, now)
+            if not self.is_kv_bound:
+                self._prove(started, now)
         else:
             self._feel(ttft_s, is_full=wanted and in_use >= self.size)
 
@@ -121,16 +121,14 @@ class Window:
         if not self.is_static:
             self._set(max(1, min(self.size, in_use - 1)), feed=0)
 
-    def _has_preempted(self, sample: Sample) -> bool:
+    def _is_cache_full(self, sample: Sample) -> bool:
         before, self._preemptions = self._preemptions, sample.preemptions
-        if before is not None and sample.preemptions is not None and sample.preemptions > before:
-            return True
-        return sample.kv_usage is not None and sample.kv_usage >= _KV_FULL and bool(sample.waiting)
+        preempted = before is not None and sample.preemptions is not None and sample.preemptions > before
+        return preempted or (sample.kv_usage is not None and sample.kv_usage >= _KV_FULL)
 
-    def _meet(self, running: float, now: float, *, is_kv_bound: bool) -> None:
+    def _meet(self, running: float, now: float) -> None:
         """The engine runs this many of ours and no more."""
-        self._is_kv_bound = is_kv_bound
-        self._set(max(1, round(running)), feed=0 if is_kv_bound else self._feed)
+        self._set(max(1, round(running)), feed=self._feed)
         if now >= self._rests_until:
             self._rests_until = now + self._rest_s
             self._rest_s = min(_LAST_REST_S, self._rest_s * 2)
@@ -141,20 +139,16 @@ class Window:
         """The engine runs at least this many of ours."""
         if self.limit is None:
             self.size = max(self.size, min(self._max, running + max(1, self._feed, running // _GROWTH_DIVISOR)))
-        elif running > self.limit and not self._is_kv_bound:
+        elif running > self.limit:
             self._num_refuted += 1
             if self._num_refuted > 1 and now >= self._rests_until:
                 self.limit = None
                 self.feed = 0
+                self.is_kv_bound = False
                 self._rest_s = _FIRST_REST_S if now > self._rests_until + self._rest_s else self._rest_s
                 self._prove(running, now)
             else:
                 self._set(running, feed=self._feed)
-
-    def _grow_into_cache(self, sample: Sample, in_use: int, wanted: bool) -> None:
-        usage = sample.kv_usage or 0.0
-        if wanted and in_use >= self.size and usage + usage / max(1.0, sample.running or 0.0) < _KV_AIM:
-            self._set(self.size + 1, feed=0)
 
     def _set(self, limit: int, feed: int) -> None:
         self.limit = min(self._max, limit)
