@@ -170,7 +170,6 @@ class _Connection(asyncio.Protocol):
         "_reading",
         "_request",
         "_serving",
-        "_transport",
         "_url",
         "_writable",
         "_writer_waiter",
@@ -181,6 +180,7 @@ class _Connection(asyncio.Protocol):
         "server",
         "since",
         "task",
+        "transport",
         "writable_callback",
     )
 
@@ -189,7 +189,7 @@ class _Connection(asyncio.Protocol):
         self._loop = server.loop
         self._limits = server.limits
         self._parser = httptools.HttpRequestParser(self)
-        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._url = b""
         self._header_list: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
@@ -217,8 +217,8 @@ class _Connection(asyncio.Protocol):
     # --- the transport's side -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclass
-        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclass
+        self.transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if isinstance(peer, tuple) else None
         self.server.opened(self)
@@ -255,6 +255,9 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
+            if self._parser.get_method() == b"CONNECT":
+                self._refuse(405, "This is no tunnel.")
+                return
             # the parser takes what follows, a body too, for another protocol: read the request anew as one that
             # does not ask
             head = b"".join(
@@ -317,7 +320,7 @@ class _Connection(asyncio.Protocol):
         elif int(headers.get("content-length") or 0) > self._limits.max_body_bytes:
             self._reject_body(self._too_large())
         elif headers.get("expect", "").lower() == "100-continue" and self._serving is None:
-            self._transport.write(_CONTINUE)
+            self.transport.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:
         if self._request is None or self._request.error is not None:
@@ -426,11 +429,11 @@ class _Connection(asyncio.Protocol):
         else:
             pieces = (b"%b%x\r\n" % (head, len(chunk)), chunk, b"\r\n0\r\n\r\n" if is_last else b"\r\n")
         if len(chunk) > _JOIN_BYTES:
-            self._transport.writelines(pieces)
+            self.transport.writelines(pieces)
         else:
             data = b"".join(pieces)
             if data:
-                self._transport.write(data)
+                self.transport.write(data)
         return self._writable
 
     async def wait_writable(self) -> None:
@@ -444,18 +447,18 @@ class _Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         self.closing = True
-        self._transport.abort()
+        self.transport.abort()
 
     def close(self) -> None:
         """Close after what was written has left."""
         self.closing = True
-        self._transport.close()
+        self.transport.close()
 
     def _linger(self) -> None:
         """Close, but let the client finish sending: closing on unread bytes resets the connection under our answer."""
         self._lingering = True
         self.since = self._loop.time()
-        self._transport.write_eof()
+        self.transport.write_eof()
 
     def check_time(self, now: float) -> None:
         """Close when the phase under way has lasted too long."""
@@ -485,14 +488,14 @@ class _Connection(asyncio.Protocol):
 
     def _flush_head(self) -> None:
         head, self._pending_head = self._pending_head or b"", None
-        self._transport.write(head)
+        self.transport.write(head)
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer what cannot be parsed, unless an answer is under way, and close."""
         if self._serving is None and not self._queue:
             body = error_body(Dialect.OPENAI, status, message)
             line = _STATUS_LINES[status]
-            self._transport.write(
+            self.transport.write(
                 b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
                 % (line, len(body), body)
             )
@@ -505,12 +508,12 @@ class _Connection(asyncio.Protocol):
     def _pause_reading(self) -> None:
         if self._reading and not self.closing:
             self._reading = False
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def _resume_reading(self) -> None:
         if not self._reading and not self.closing:
             self._reading = True
-            self._transport.resume_reading()
+            self.transport.resume_reading()
 
 
 Handler = Callable[[Request], Awaitable[None]]
@@ -538,6 +541,11 @@ class Server:
         self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
         number: int = self._server.sockets[0].getsockname()[1]
         return number
+
+    @property
+    def connections(self) -> list[_Connection]:
+        """Clients connected now."""
+        return list(self._connections)
 
     def num_serving(self) -> int:
         """Requests being handled."""

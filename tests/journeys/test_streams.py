@@ -73,7 +73,9 @@ async def test_events_are_relayed_at_once(proxy, backend):
     await client.request("POST", PATH, chat(stream=True))
     exchange = await backend.next()
     await exchange.start()
+    await exchange.token("zero")
     await soon(client.head(), 1)
+    assert b"zero" in await client.chunk()
     for text in ("one", "two", "three"):
         await exchange.token(text)
         assert text.encode() in await client.chunk()
