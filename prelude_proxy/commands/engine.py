@@ -60,7 +60,7 @@ def engine(**options: Any) -> None:
 
 def run_until_signal(main: Callable[[], Any]) -> None:
     """Run the coroutine `main()` on uvloop until it ends, or SIGTERM or SIGINT cancels it: that is a normal exit."""
-    import uvloop  # noqa: PLC0415 - not needed to print --help
+    import uvloop
 
     async def supervised() -> None:
         task = asyncio.ensure_future(main())
