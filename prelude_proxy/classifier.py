@@ -108,10 +108,10 @@ class Classifier:
         live = self._live
         extract, values, static = live.model.predict(facts)
         keys = keys_of(facts, extract)
-        blend = live.prior.predict(keys, static)
+        probabilities, blend = live.prior.predict(keys, static)
         shadow = None
         if self._shadow is not None:
-            shadow = self._shadow.prior.predict(keys, self._shadow.model.predict(facts)[2])
+            shadow = self._shadow.prior.predict(keys, self._shadow.model.predict(facts)[2])[1]
         observation = Observation(
             keys=keys,
             blend=blend,
@@ -123,7 +123,7 @@ class Classifier:
             max_tokens=facts.max_tokens,
             shadow=shadow,
         )
-        return forecast_of(blend.probabilities, blend.mean), observation
+        return forecast_of(probabilities, blend.mean), observation
 
     def learn(
         self, observation: Observation, output_tokens: float, *, censored: bool = False, now: float = 0.0
@@ -152,7 +152,7 @@ class Classifier:
     ) -> None:
         if censored:
             scored.calibration.censor()
-            tokens = exp(censored_mean(blend.probabilities, log(tokens)))
+            tokens = exp(censored_mean(blend.probabilities(), log(tokens)))
         else:
             predicted, probabilities = self._class_of(blend, observation.max_tokens)
             actual = next((i for i, spec in enumerate(self._ladder) if _holds(spec, tokens)), len(self._ladder) - 1)
@@ -161,7 +161,7 @@ class Classifier:
 
     def _class_of(self, blend: Blend, max_tokens: int | None) -> tuple[int, list[float]]:
         """Index of the class that `decide` chooses by output tokens, and the probability of each."""
-        forecast = forecast_of(blend.probabilities, blend.mean)
+        forecast = forecast_of(blend.probabilities(), blend.mean)
         above = [
             0.0
             if spec.max_output_tokens is None or (max_tokens is not None and max_tokens <= spec.max_output_tokens)
@@ -213,12 +213,13 @@ class Classifier:
 
 
 def keys_of(facts: RequestFacts, extract: Extract) -> tuple[int, ...]:
-    """Keys of the prior, coarse to fine: tenant and endpoint, model, call site, prompt template, the very prompt."""
+    """Keys of the prior, coarse to fine: tenant, model, call site, opening, template, the very prompt."""
     tenant, model = facts.tenant, facts.model
     return (
         hash((tenant, facts.path)),
         hash((tenant, model, 1)),
         hash((tenant, model, extract.fingerprint, facts.max_tokens, facts.has_json_schema)),
+        hash((tenant, extract.opening, 2)),
         hash((tenant, extract.template, 3)),
         hash((tenant, extract.digest, 4)),
     )

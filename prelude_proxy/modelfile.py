@@ -53,7 +53,7 @@ class ModelParts:
         return LengthModel(
             info=ModelInfo(
                 name=str(manifest.get("name", "model")),
-                features_version=int(manifest["features_version"]),
+                features_version=FEATURES_VERSION,
                 trained_rows=int(manifest.get("trained_rows", 0)),
                 sources=tuple(manifest.get("sources", ())),
                 digest=digest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import click
 import orjson
@@ -168,11 +168,11 @@ def explain(request_file: Any, prompt: str | None, as_json: bool, top: int, **op
     """
     from prelude_proxy.explain import explain_request
 
+    body: bytes
     if prompt is not None:
         body = orjson.dumps({"model": options["model_name"], "messages": [{"role": "user", "content": prompt}]})
     else:
-        file: BinaryIO = request_file if request_file is not None else click.get_binary_stream("stdin")
-        body = file.read()
+        body = (request_file or sys.stdin.buffer).read()
     try:
         explanation = explain_request(
             body,

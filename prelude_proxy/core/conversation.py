@@ -147,8 +147,13 @@ def fingerprint(conversation: Conversation) -> int:
     return value
 
 
+def opening(text: str) -> int:
+    """How a prompt begins: a checksum of its first words."""
+    return crc32(text[:12].encode("utf-8", "replace"))
+
+
 def template(text: str) -> int:
-    """Which template a prompt was made from: a checksum of how it starts."""
+    """Which template a prompt was made from: a checksum of its first line's start."""
     return crc32(text[:40].encode("utf-8", "replace"))
 
 

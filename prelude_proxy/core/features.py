@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log1p
 
-from prelude_proxy.core.conversation import Conversation, digest, fingerprint, read_conversation, template
+from prelude_proxy.core.conversation import Conversation, digest, fingerprint, opening, read_conversation, template
 from prelude_proxy.core.domain import Endpoint, RequestFacts
 from prelude_proxy.core.lexicon import Lexicon
 from prelude_proxy.core.modelname import NAME_FEATURES, UNKNOWN_HABIT, ModelHabit, describe_name, normal_name
@@ -150,6 +150,7 @@ class Extract:
 
     values: list[float]
     fingerprint: int
+    opening: int
     template: int
     digest: int
 
@@ -180,7 +181,8 @@ class FeatureExtractor:
         values += _of_shape(facts, conversation)
         values += _of_text(seen)
         values += _of_task(seen)
-        return Extract(values, fingerprint(conversation), template(text), digest(text))
+        start = text[:80].lstrip()
+        return Extract(values, fingerprint(conversation), opening(start), template(start), digest(text))
 
     def words(self, facts: RequestFacts) -> list[bytes]:
         """The words the lexicon reads, for training it."""

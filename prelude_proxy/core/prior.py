@@ -3,11 +3,12 @@
 Who sends a request tells more about the length of its answer than its text, and fifty answers of a workload tell more
 than fifty thousand of another. Three experts are kept apart and weighed by how well each did lately for this tenant:
 
-* *static*: the trained model as it is;
+* *reweighted*: the trained model, each bin by how much more frequent it is with this tenant than the model says (the
+  correction for shifted class shares of Saerens 2002); before anything is learned, the model as it is;
 * *corrected*: the model moved, tilted and stretched by what it missed before - a line per tenant, then residual
-  means of the finer keys (model, call site, prompt template, very prompt), each shrunk towards the coarser one;
-* *history*: how long answers under these keys were, whatever the prompt, coarse to fine, starting from the static
-  forecast.
+  means of the finer keys (model, call site, opening, template, very prompt), each shrunk towards the coarser one;
+* *history*: how long answers under these keys were, whatever else the prompt says, coarse to fine, starting from the
+  model's forecast.
 
 The weights are those of Hedge (Freund and Schapire 1997) on exponentially forgotten log-loss, mixed with the weights
 over all tenants so that a new tenant starts from what worked elsewhere. Every memory forgets at the rate of its own
@@ -26,9 +27,9 @@ from numpy.typing import NDArray
 
 from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS, Probabilities, bin_of, shifted
 
-EXPERTS = ("static", "corrected", "history")
+EXPERTS = ("reweighted", "corrected", "history")
 _MOMENTS = np.stack((LN_MIDDLES, LN_MIDDLES**2), axis=1)
-_UNTRIED = (1 / 3, 1 / 3, 1 / 3)
+_UNTRIED = (1 / len(EXPERTS),) * len(EXPERTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,17 @@ class PriorSettings:
     max_keys: int = 50_000
     max_weight: float = 200.0
     """Answers that a memory remembers."""
-    shift_shrinkage: float = 5.0
+    shift_shrinkage: float = 7.0
     """Answers after which a key's residual mean counts half."""
     count_shrinkage: float = 4.0
     """Answers after which a key's own distribution counts half."""
+    odds_shrinkage: float = 20.0
+    """Answers after which a tenant's own bin frequencies count half."""
     slope_shrinkage: float = 12.0
     """Answers after which a tenant's own tilt counts half."""
-    learning_rate: float = 0.3
+    learning_rate: float = 0.35
     """Of Hedge, per nat of log-loss."""
-    forgetting: float = 0.98
+    forgetting: float = 0.985
     """What a log-loss weighs after one more answer."""
     global_share: float = 0.2
     """Part of the weights over all tenants in a tenant's own."""
@@ -58,20 +61,31 @@ class PriorSettings:
 class Blend:
     """A forecast and what `OnlinePrior.learn` needs to learn from its outcome. Kept while a request is held: small."""
 
-    probabilities: Probabilities
-    mean: float
-    """Expected ln(tokens)."""
     experts: bytes
-    """float32 probabilities of the three experts, one after the other."""
+    """float32 probabilities of the three experts and then of the model, one after the other."""
+    trust: tuple[float, ...]
+    """Weights of the experts."""
+    mean: float
+    """Expected ln(tokens) of the blend."""
     static_mean: float
     static_sigma: float
+
+    def probabilities(self) -> Probabilities:
+        """Of each bin."""
+        rows = np.frombuffer(self.experts, dtype=np.float32).reshape(-1, NUM_BINS)
+        blended: Probabilities = np.array(self.trust).dot(rows[:-1])
+        return blended
+
+    def static(self) -> NDArray[np.float32]:
+        """What the model alone said."""
+        return np.frombuffer(self.experts, dtype=np.float32, offset=4 * NUM_BINS * len(EXPERTS))
 
 
 class _Line:
     """Exponentially weighted regression of actual on forecast ln(tokens), and how well each expert did."""
 
     __slots__ = (
-        "cov", "intercept", "losses", "mean_x", "mean_y", "slope", "spread", "stretch", "trusted", "var", "weight",
+        "counts", "cov", "forecasts", "intercept", "losses", "mean_x", "mean_y", "odds", "slope", "spread", "stretch", "trusted", "var", "weight",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -82,13 +96,18 @@ class _Line:
         self.cov = 0.0
         self.spread = 1.0
         """Mean squared error of the corrected forecast over the variance it was made with."""
-        self.losses = [0.0, 0.0, 0.0]
+        self.losses = [0.0] * len(EXPERTS)
         self.trusted = _UNTRIED
         """Weights of the experts that follow from the losses."""
         self.intercept = 0.0
         self.slope = 1.0
         """The line itself, shrunk: corrected mean = intercept + slope · forecast mean."""
         self.stretch = 1.0
+        self.counts = np.zeros(NUM_BINS)
+        self.forecasts = np.zeros(NUM_BINS)
+        """Answers per bin, and the sum of the model's forecasts for them."""
+        self.odds = np.ones(NUM_BINS)
+        """By how much each bin is more frequent than the model says."""
 
 
 class OnlinePrior:
@@ -114,21 +133,26 @@ class OnlinePrior:
         """Weight of each expert over all tenants."""
         return dict(zip(EXPERTS, self._overall.trusted, strict=True))
 
-    def predict(self, keys: tuple[int, ...], static: Probabilities) -> Blend:
+    def predict(self, keys: tuple[int, ...], static: Probabilities) -> tuple[Probabilities, Blend]:
         """Blend the experts for a request under `keys` whose model forecast is `static`."""
         mean, square = static.dot(_MOMENTS).tolist()
-        sigma = sqrt(max(square - mean * mean, 0.01))
         line = self._lines.get(keys[0], self._overall)
         rows = [row for row in map(self._rows.get, keys) if row is not None]
-        experts = np.empty((3, NUM_BINS), dtype=np.float32)
-        experts[0] = static
-        experts[1] = static if line.weight == 0.0 else self._corrected(line, rows, static, mean)
-        experts[2] = self._history(rows, static)
+        experts = np.empty((len(EXPERTS) + 1, NUM_BINS), dtype=np.float32)
+        experts[-1] = static
+        if line.weight == 0.0:
+            experts[:-1] = static
+        else:
+            reweighted = static * line.odds
+            experts[0] = reweighted / np.add.reduce(reweighted)
+            experts[1] = self._corrected(line, rows, static, mean)
+            experts[2] = self._history(rows, static)
         share = self._settings.global_share
         overall = self._overall.trusted
-        trust = [own + share * (all_ - own) for own, all_ in zip(line.trusted, overall, strict=True)]
-        blended: Probabilities = np.array(trust).dot(experts)
-        return Blend(blended, float(blended.dot(LN_MIDDLES)), experts.tobytes(), mean, sigma)
+        trust = tuple(own + share * (all_ - own) for own, all_ in zip(line.trusted, overall, strict=True))
+        blended: Probabilities = np.array(trust).dot(experts[:-1])
+        point = float(blended.dot(LN_MIDDLES))
+        return blended, Blend(experts.tobytes(), trust, point, mean, sqrt(max(square - mean * mean, 0.01)))
 
     def learn(self, keys: tuple[int, ...], blend: Blend, tokens: float) -> None:
         """The answer to a request predicted as `blend` took `tokens`."""
@@ -136,9 +160,11 @@ class OnlinePrior:
         where = bin_of(tokens)
         line = self._line(keys[0])
         self._learn_losses(line, blend, where)
+        static = blend.static()
         remaining = actual - (line.intercept + line.slope * blend.static_mean)
         for each in (line, self._overall):
             self._learn_line(each, blend.static_mean, actual)
+            self._learn_odds(each, static, where)
         for key in keys:
             remaining = self._learn_row(self._row(key), remaining, where)
         squared = min(remaining * remaining / (blend.static_sigma * blend.static_sigma), 16.0)
@@ -176,7 +202,7 @@ class OnlinePrior:
 
     def _learn_losses(self, line: _Line, blend: Blend, where: int) -> None:
         experts = np.frombuffer(blend.experts, dtype=np.float32)
-        losses = [-log(max(value, 1e-3)) for value in experts[where::NUM_BINS].tolist()]
+        losses = [-log(max(value, 1e-3)) for value in experts[where::NUM_BINS].tolist()[:-1]]
         for each in (line, self._overall):
             each.losses = [self._settings.forgetting * a + b for a, b in zip(each.losses, losses, strict=True)]
             each.trusted = self._hedge(each.losses)
@@ -196,11 +222,21 @@ class OnlinePrior:
         line.var += rate * (dx * (forecast - line.mean_x) - line.var)
         line.cov += rate * (dx * (actual - line.mean_y) - line.cov)
 
+    def _learn_odds(self, line: _Line, static: NDArray[np.float32], where: int) -> None:
+        """How much more frequent each bin is than forecast, both smoothed by the average forecast."""
+        keep = 1.0 - 1.0 / self._settings.max_weight
+        line.forecasts *= keep
+        line.forecasts += static
+        line.counts *= keep
+        _add(line.counts, where)
+        smooth = line.forecasts * (self._settings.odds_shrinkage / line.weight) + 1e-3
+        line.odds = (line.counts + smooth) / (line.forecasts + smooth)
+
     def _refresh(self, line: _Line) -> None:
         """The line's shrunk slope, intercept and stretch, once per answer rather than once per forecast."""
         settings = self._settings
         shrink = settings.slope_shrinkage * _SLOPE_VARIANCE
-        slope = min(max((line.cov * line.weight + shrink) / (line.var * line.weight + shrink), 0.0), 1.5)
+        slope = min(max((line.cov * line.weight + shrink) / (line.var * line.weight + shrink), 0.0), _MAX_SLOPE)
         trust = self._share(line.weight)
         line.slope = 1.0 + trust * (slope - 1.0)
         line.intercept = trust * (line.mean_y - slope * line.mean_x)
@@ -218,16 +254,13 @@ class OnlinePrior:
         return remaining - explained
 
     def _count(self, row: int, where: int) -> None:
-        """One more answer in bin `where`, a part of it in the neighbours: lengths are not exact to a bin."""
         limit = self._settings.max_weight
         counts = self._counts[row]
         if self._weights[row] >= limit:
             counts *= (limit - 1.0) / limit
         else:
             self._weights[row] += 1.0
-        counts[where] += 0.6
-        counts[max(where - 1, 0)] += 0.2
-        counts[min(where + 1, NUM_BINS - 1)] += 0.2
+        _add(counts, where)
 
     def _row(self, key: int) -> int:
         row = self._rows.get(key)
@@ -265,5 +298,14 @@ class OnlinePrior:
         return line
 
 
+_MAX_SLOPE = 3.0
+"""A tenant whose answers differ that much more than forecast is believed; beyond it is noise."""
 _SLOPE_VARIANCE = 0.3
 """Variance of ln(tokens) forecasts against which a tenant's tilt is shrunk to 1."""
+
+
+def _add(counts: NDArray[np.float32] | NDArray[np.float64], where: int) -> None:
+    """One more answer in bin `where`, a part of it in the neighbours: lengths are not exact to a bin."""
+    counts[where] += 0.6
+    counts[max(where - 1, 0)] += 0.2
+    counts[min(where + 1, NUM_BINS - 1)] += 0.2

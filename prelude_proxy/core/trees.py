@@ -53,7 +53,7 @@ class FlatForest:
             base=np.asarray(base, dtype=np.float32),
             depth=depth,
             roots=(np.arange(num_trees) * num_nodes).astype(np.intp),
-            left=left.reshape(-1).astype(np.int16 if left.max() < 2**15 else np.int32),
+            left=left.reshape(-1).astype(np.int16 if num_trees * (num_nodes + 1) < 2**15 else np.int32),
             ones=np.ones(num_trees, dtype=np.float32),
         )
 
