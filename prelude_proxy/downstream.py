@@ -32,6 +32,7 @@ _SWEEP_S = 1.0
 _WRITE_HIGH_BYTES = 256 * 1024
 _JOIN_BYTES = 64 * 1024
 _MAX_QUEUED = 8
+_MAX_QUEUED_BYTES = 256 * 1024
 _LINGER_S = 2.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
@@ -108,6 +109,11 @@ class Request:
         if self.error is not None:
             raise self.error
         return self._body
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the body."""
+        return len(self._body)
 
     def set_body(self, body: bytes) -> None:
         """Called once by the connection when the body is complete."""
@@ -239,8 +245,8 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.closing or self._lingering:
             return
-        if self._request is None and self._serving is None:
-            if self._head_bytes == 0:
+        if self._request is None:
+            if self._head_bytes == 0 and self._serving is None:
                 self.since = self._loop.time()
             self._head_bytes += len(data)
         try:
@@ -261,9 +267,9 @@ class _Connection(asyncio.Protocol):
             # the parser takes what follows, a body too, for another protocol: read the request anew as one that
             # does not ask
             head = b"".join(
-                b"%b: %b\r\n" % (name, value)
+                b"%b: %b\r\n" % (name, _without_upgrade(value) if name.lower() == b"connection" else value)
                 for name, value in self._header_list
-                if name.lower() not in {b"upgrade", b"connection", b"http2-settings"}
+                if name.lower() not in {b"upgrade", b"http2-settings"}
             )
             line = b"%b %b HTTP/1.1\r\n" % (self._parser.get_method(), self._url)
             self._parser = httptools.HttpRequestParser(self)
@@ -293,7 +299,8 @@ class _Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_list.append((name, value))
+        if self._request is None:  # else it is a trailer: those do not travel
+            self._header_list.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._parser.should_upgrade():
@@ -362,7 +369,7 @@ class _Connection(asyncio.Protocol):
             self._serve(request)
         else:
             self._queue.append(request)
-            if len(self._queue) >= _MAX_QUEUED:
+            if len(self._queue) >= _MAX_QUEUED or sum(r.num_bytes for r in self._queue) > _MAX_QUEUED_BYTES:
                 self._pause_reading()
 
     def _serve(self, request: Request) -> None:
@@ -383,7 +390,7 @@ class _Connection(asyncio.Protocol):
         assert request is not None
         if self._pending_head is not None:
             self._flush_head()
-        if self._request is request:
+        if self._request is request or self._lingering:
             self._linger()
         elif not request.keep_alive or self.server.is_closing:
             self.close()
@@ -464,7 +471,7 @@ class _Connection(asyncio.Protocol):
         """Close when the phase under way has lasted too long."""
         waited = now - self.since
         limits = self._limits
-        if self._lingering:
+        if self._lingering and self._serving is None:
             if waited > _LINGER_S:
                 self.abort()
         elif not self._writable:
@@ -503,7 +510,7 @@ class _Connection(asyncio.Protocol):
         elif self._serving is not None:
             self._serving.keep_alive = False
             self._queue.clear()
-            self._pause_reading()
+            self._lingering = True  # what follows is not looked at, but it is still noticed when the client leaves
 
     def _pause_reading(self) -> None:
         if self._reading and not self.closing:
@@ -585,6 +592,11 @@ class Server:
         for connection in list(self._connections):
             connection.check_time(now)
         self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
+
+
+def _without_upgrade(connection: bytes) -> bytes:
+    """The value of a `connection` header that does not ask for an upgrade."""
+    return b",".join(token for token in connection.split(b",") if token.strip().lower() != b"upgrade")
 
 
 def http_date(now: float) -> bytes:
