@@ -439,6 +439,9 @@ class Proxy:
             self._recorder.promoted(exchange, step[1])
             exchange.promoted_to = step[1]
             self._dispatcher.recharge(slot.permit, step[1])
+            if exchange.observation is not None:
+                # long answers end late: without this the first lessons of a new workload are all of short ones
+                self._judge.learn(exchange.observation, step[0] + 1, censored=True, now=self._dispatcher.now())
 
     def _break_off(
         self, request: Request, exchange: Exchange, observer: StreamObserver | None, error: UpstreamError
