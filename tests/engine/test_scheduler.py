@@ -82,17 +82,18 @@ def test_exhausted_kv_preempts_the_last_admitted_and_recomputes_it(make_engine, 
 
 
 def test_nothing_is_admitted_in_a_step_that_preempts(make_engine, seq):
-    """The blocks a preemption frees are for the batch, not for the queue."""
-    engine = make_engine(num_gpu_blocks=9, max_model_len=128)
-    for request in (seq(60, 60), seq(60, 60)):
+    """The blocks a preemption frees are for the batch; the queue, however urgent, is served a step later."""
+    engine = make_engine(num_gpu_blocks=9, max_model_len=128, policy=SchedulingPolicy.PRIORITY)
+    for request in (seq(60, 60, priority=5), seq(60, 60, priority=5)):  # 4 blocks each: none is left
         engine.add(request, 0.0)
-    waiting = seq(4, 4)
-    engine.advance(0.002)
+    engine.advance(0.003)
+    urgent = seq(4, 4, priority=0)
+    engine.add(urgent, 0.003)
     while not any(event.kind is EventKind.PREEMPTED for event in engine.step()):
-        pass
-    engine.add(waiting, engine.clock_s)
-    assert engine.stats().num_running == 1
-    assert waiting.state is SequenceState.WAITING
+        assert urgent.state is SequenceState.WAITING
+    assert (engine.stats().num_running, urgent.state) == (1, SequenceState.WAITING)
+    engine.step()
+    assert urgent.first_token_s is not None
 
 
 def test_priority_orders_the_queue_and_picks_the_victim(make_engine, seq, finish):
