@@ -23,6 +23,8 @@ from prelude_proxy.bench.report import DEFAULT_SLO_S, as_json
 from prelude_proxy.bench.rounds import TargetError, first_model, run_rounds, summaries_of
 from prelude_proxy.bench.wire import LABELS, LengthMode, Target, Wire, check_target
 from prelude_proxy.bench.workload import CLASSES, WorkItem
+from prelude_proxy.commands.simulation import run_simulation, simulation_options
+from prelude_proxy.errors import ConfigError
 
 _DEFAULT_MIX = "0.75,0,0.25"
 _PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -168,7 +170,7 @@ def parse_watch(texts: Sequence[str], targets: Sequence[Target]) -> dict[str, di
 
 
 @click.command("bench")
-@click.option("--target", "targets", metavar="[NAME=]URL", multiple=True, required=True, help="A front door; repeat.")
+@click.option("--target", "targets", metavar="[NAME=]URL", multiple=True, help="A front door; repeat.")
 @click.option("--mix", metavar="F,S,D", help=f"Shares of fast, standard, deep requests [default: {_DEFAULT_MIX}].")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests a second [default: 40].")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Length of the load [default: 15].")
@@ -197,15 +199,19 @@ def parse_watch(texts: Sequence[str], targets: Sequence[Target]) -> dict[str, di
 @click.option("--timeout-secs", type=click.FloatRange(min=1), default=900.0, show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for report.json and plots.")
 @click.option("--json", "as_json_", is_flag=True, help="Print the report as JSON instead of tables.")
+@simulation_options
 def bench(**given: Any) -> None:
-    r"""Replay a workload against live URLs, side by side in interleaved rounds.
+    r"""Replay a workload against live URLs, side by side in interleaved rounds, or against a simulated fleet.
 
     Every target gets the same requests at the same times. Latencies count from when a request was due.
 
     \b
     prelude-proxy bench --target direct=http://localhost:8000 --target prelude=http://localhost:8080 --rate 40
     prelude-proxy bench --target http://localhost:8080 --trace azure_code.csv.gz --scale 2 --seconds 60
+    prelude-proxy bench --simulate --engines 64 --policy fcfs --policy prelude --trace azure_conv.csv.gz --load 0.9
     """
+    if bool(given["targets"]) == given["simulate"]:
+        raise click.UsageError("give either --target or --simulate")
     key = os.environ.get(given["api_key_env"]) if given["api_key_env"] else None
     if given["api_key_env"] and not key:
         raise click.BadParameter(f"{given['api_key_env']} is not set", param_hint="--api-key-env")
@@ -220,6 +226,10 @@ def bench(**given: Any) -> None:
         slo_s = {**DEFAULT_SLO_S, **(parse_weights(given["slo"]) if given["slo"] else {})}
         planner = load.planner()
         plans = [planner(number) for number in range(given["rounds"])]
+        if given["simulate"]:
+            shown = {k: v for k, v in given.items() if k != "as_json_"}
+            _show(_simulate(given, plans), slo_s, shown, given["out"], given["as_json_"])
+            return
         warmup = _warmup(planner, given["warmup"])
     except ValueError as error:
         raise click.UsageError(str(error)) from None
@@ -229,6 +239,19 @@ def bench(**given: Any) -> None:
     except TargetError as error:
         raise click.ClickException(str(error)) from None
     _show(results, slo_s, {k: v for k, v in given.items() if k != "as_json_"}, given["out"], given["as_json_"])
+
+
+def _simulate(given: Mapping[str, Any], plans: Sequence[Sequence[WorkItem]]) -> dict[str, list[RunResult]]:
+    with progress_bar() as progress:
+        task = progress.add_task("simulating", total=None)
+
+        def on_done(policy: str, count: int) -> None:
+            progress.update(task, advance=count, description=policy)
+
+        try:
+            return run_simulation(given, plans, on_done)
+        except ConfigError as error:
+            raise click.ClickException(str(error)) from None
 
 
 def _warmup(planner: Callable[[int], list[WorkItem]], count: int) -> list[WorkItem]:

@@ -50,7 +50,7 @@ class Oracle:
     def __init__(self, ladder: Ladder) -> None:
         self._ladder = ladder
 
-    def classify(self, item: WorkItem, now: float) -> Classification:  # noqa: ARG002
+    def classify(self, item: WorkItem, now: float) -> Classification:
         """The truth."""
         name = self._ladder.class_of(item.output_tokens, item.prompt_tokens, certain=True)
         return Classification(name, "header", float(item.output_tokens))
@@ -70,7 +70,7 @@ class Noisy:
         self._rng = random.Random(f"{seed}/forecast")
         self._sigma = sigma
 
-    def classify(self, item: WorkItem, now: float) -> Classification:  # noqa: ARG002
+    def classify(self, item: WorkItem, now: float) -> Classification:
         """A draw."""
         guess = max(1.0, item.output_tokens * math.exp(self._rng.gauss(0.0, self._sigma)))
         return Classification(self._ladder.class_of(guess, item.prompt_tokens), "model", guess)
@@ -90,7 +90,7 @@ class Confused:
         self._matrix = {true: (list(row), list(row.values())) for true, row in matrix.items()}
         self._middles = middles
 
-    def classify(self, item: WorkItem, now: float) -> Classification:  # noqa: ARG002
+    def classify(self, item: WorkItem, now: float) -> Classification:
         """A draw from the row of the true class."""
         true = self._ladder.class_of(item.output_tokens, item.prompt_tokens)
         names, weights = self._matrix.get(true, ([true], [1.0]))

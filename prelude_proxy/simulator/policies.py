@@ -39,7 +39,7 @@ class Direct:
     def first_token(self, job: Job, now: float) -> None:
         """Nothing to do."""
 
-    def finished(self, job: Job, now: float) -> None:  # noqa: ARG002
+    def finished(self, job: Job, now: float) -> None:
         """One fewer is out."""
         self._out[job.engine] -= 1
 
@@ -59,7 +59,7 @@ class Direct:
 class LeastConnections(Direct):
     """Fewest requests out over the whole fleet (nginx `least_conn`, HAProxy `leastconn`); one engine: just FCFS."""
 
-    def choose(self, job: Job) -> int:  # noqa: ARG002
+    def choose(self, job: Job) -> int:
         """The engine with fewest; ties in random order, so that no herd runs to the first."""
         start = int(self._rng.random() * len(self._out))
         best = int(self._out[start:].argmin()) + start
@@ -72,7 +72,7 @@ class LeastConnections(Direct):
 class LeastRequest(Direct):
     """The better of two random engines by requests out (Envoy's `LEAST_REQUEST`)."""
 
-    def choose(self, job: Job) -> int:  # noqa: ARG002
+    def choose(self, job: Job) -> int:
         """Two are drawn, the one with fewer taken."""
         count = len(self._out)
         first, second = int(self._rng.random() * count), int(self._rng.random() * count)
@@ -86,7 +86,7 @@ class RoundRobin(Direct):
         super().__init__(seed)
         self._last = -1
 
-    def choose(self, job: Job) -> int:  # noqa: ARG002
+    def choose(self, job: Job) -> int:
         """The next one."""
         self._last = (self._last + 1) % len(self._out)
         return self._last
