@@ -210,8 +210,10 @@ def bench(**given: Any) -> None:
     prelude-proxy bench --target http://localhost:8080 --trace azure_code.csv.gz --scale 2 --seconds 60
     prelude-proxy bench --simulate --engines 64 --policy fcfs --policy prelude --trace azure_conv.csv.gz --load 0.9
     """
-    if bool(given["targets"]) == given["simulate"]:
-        raise click.UsageError("give either --target or --simulate")
+    if not (given["targets"] or given["simulate"]):
+        raise click.UsageError("Missing option '--target', or '--simulate'.")
+    if given["targets"] and given["simulate"]:
+        raise click.UsageError("--target and --simulate cannot be combined")
     key = os.environ.get(given["api_key_env"]) if given["api_key_env"] else None
     if given["api_key_env"] and not key:
         raise click.BadParameter(f"{given['api_key_env']} is not set", param_hint="--api-key-env")
