@@ -34,6 +34,8 @@ _JOIN_BYTES = 64 * 1024
 _MAX_QUEUED = 8
 _MAX_QUEUED_BYTES = 256 * 1024
 _LINGER_S = 2.0
+_SETTLE_S = 0.05
+"""Between the end of listening and the closing of idle connections: requests on their way are read first."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
 _BODILESS = frozenset({204, 304})
@@ -493,6 +495,11 @@ class _Connection(asyncio.Protocol):
         """Whether a request is being handled."""
         return self._serving is not None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being answered and nothing of a request has arrived."""
+        return not (self._serving or self._request or self._head_bytes)
+
     def _flush_head(self) -> None:
         head, self._pending_head = self._pending_head or b"", None
         self.transport.write(head)
@@ -563,8 +570,11 @@ class Server:
         self.is_closing = True
         if self._server is not None:
             self._server.close()
+        self.loop.call_later(_SETTLE_S, self._close_idle)
+
+    def _close_idle(self) -> None:
         for connection in list(self._connections):
-            if not connection.is_serving:
+            if connection.is_idle:
                 connection.close()
 
     async def close(self) -> None:

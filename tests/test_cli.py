@@ -175,6 +175,24 @@ def test_bad_flags_exit_2(run, arguments, said):
     assert said in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tenants: [{name: a, api_key_env: NOT_SET_ANYWHERE}]", "NOT_SET_ANYWHERE is not set"),
+        ("pools: [{api_key_env: NOT_SET_ANYWHERE}]", "pools[0].api_key_env: environment variable NOT_SET_ANYWHERE"),
+        ("classifier: {model: /nowhere}", "/nowhere"),
+    ],
+)
+def test_what_cannot_be_built_exits_2_before_a_port_is_opened(run, monkeypatch, tmp_path, text, said):
+    """A secret that is not there or a model that cannot be loaded stops the start with its reason."""
+    monkeypatch.setattr("prelude_proxy.logs.configure_logging", lambda level, form: None)
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    result = run("serve", "--config", str(path))
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
 def test_every_option_of_serve_says_what_it_does():
     """No flag without help and an environment variable."""
     for option in serve.serve.params:

@@ -59,7 +59,6 @@ async def test_two_thousand_held_and_a_thousand_streams(make_backend, tmp_path):
 pools:
   - {{name: one, models: [one], kind: openai, backends: [{{url: "{one.url}", window: 1}}]}}
   - {{name: many, models: [many], kind: openai, backends: [{{url: "{many.url}", window: {NUM_STREAMS}}}]}}
-classifier: {{enabled: false}}
 logging: {{access: false}}
 """
     )
