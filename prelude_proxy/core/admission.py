@@ -225,14 +225,17 @@ class Admission:
         backend = permit.backend
         permit.prefill_tokens = 0
         backend.start(permit)
+        size = backend.window.size
         backend.window.observe_first_token(
             ttft_s,
             has_telemetry=has_telemetry,
             in_use=backend.num_in_use,
             started=backend.num_started,
-            wanted=self._is_wanted(backend),
+            wanted=not has_telemetry and self._is_wanted(backend),
             now=now,
         )
+        if backend.window.size == size:
+            return []
         self.refresh(backend, now)
         return self._dispatch_ready(now)
 

@@ -145,6 +145,7 @@ class BackendSlots:
         """A request goes out."""
         self.permits[permit.klass].add(permit)
         self.pool.permits[permit.klass].add(permit)
+        self.pool.is_balanced = False
         self.outstanding_work += permit.work
 
     def start(self, permit: Permit) -> None:
@@ -158,6 +159,7 @@ class BackendSlots:
         permit.released = True
         self.permits[permit.klass].remove(permit)
         self.pool.permits[permit.klass].remove(permit)
+        self.pool.is_balanced = False
         self.outstanding_work -= permit.work
         self.num_started -= permit.started
 
@@ -166,6 +168,7 @@ class BackendSlots:
         for permits in (self.permits, self.pool.permits):
             permits[permit.klass].remove(permit)
             permits[klass].add(permit)
+        self.pool.is_balanced = False
         permit.klass = klass
         permit.class_since = now
 
@@ -188,27 +191,30 @@ class BackendSlots:
         size = window.size
         if self._shape != size:
             self.resize()
-        counts = [len(permits) for permits in self.permits]
-        used = sum(counts)
-        free = size - used
+        free = size - self.num_in_use
         if free <= 0:
             return 0
-        feed = window.feed
-        staffing = self.pool.staffing
-        most_urgent = staffing.most_urgent
-        most_kept = int(size * self._max_reserve) if window.limit is not None else 0
+        most_urgent = self.pool.staffing.most_urgent
         mask = above = 0
-        for c, count in enumerate(counts):
-            kept = min(self.kept[c], max(0, most_kept - above))
-            if kept and window.is_kv_bound:
-                kept = math.ceil(kept * staffing.footprint[c])
-            if free - kept - (feed if c > most_urgent else 0) > 0 and count < self._ceilings[c]:
+        for c, permits in enumerate(self.permits):
+            count = len(permits)
+            room = free - self._kept_from(c, above) if self.kept[c] else free
+            if c > most_urgent:
+                room -= window.feed
+            if room > 0 and count < self._ceilings[c]:
                 mask |= 1 << c
             above += count
             missing = self._reserves[c] - count
             if missing > 0:
                 free -= missing
         return mask
+
+    def _kept_from(self, klass: int, num_above: int) -> int:
+        """Slots that the automatic reserve really keeps free of `klass`, beside those that more urgent classes use."""
+        if self.window.limit is None:
+            return 0
+        kept = min(self.kept[klass], max(0, int(self.window.size * self._max_reserve) - num_above))
+        return math.ceil(kept * self.pool.staffing.footprint[klass]) if self.window.is_kv_bound else kept
 
 
 class OpenSet:
@@ -279,7 +285,18 @@ class Route:
 class PoolSlots:
     """What the backends of one pool share: classes, fleet-wide ceilings, measured traffic and what is kept free."""
 
-    __slots__ = ("_class_labels", "_kept", "_layout", "_order", "backends", "classes", "name", "permits", "staffing")
+    __slots__ = (
+        "_class_labels",
+        "_kept",
+        "_layout",
+        "_order",
+        "backends",
+        "classes",
+        "is_balanced",
+        "name",
+        "permits",
+        "staffing",
+    )
 
     def __init__(
         self,
@@ -300,6 +317,8 @@ class PoolSlots:
         self._order: list[BackendSlots] = []
         """Which backend keeps the first slot, the second, …; then from the start again."""
         self._layout: list[tuple[int, int]] = []
+        self.is_balanced = True
+        """Nothing has changed since the last `rebalance`."""
 
     def may_use(self, klass: int, backend: BackendSlots) -> bool:
         """Whether the labels of `backend` admit this class."""
@@ -326,6 +345,7 @@ class PoolSlots:
         most_urgent = self.staffing.most_urgent
         if not self.staffing.measure(now):
             return ()
+        self.is_balanced = False
         touched = set(self._lay_out())
         touched.update(self.rebalance())
         return self.backends if self.staffing.most_urgent != most_urgent else touched
@@ -333,6 +353,9 @@ class PoolSlots:
     def rebalance(self) -> list[BackendSlots]:
         """Keep free what is to be kept free now; the backends on which that changed."""
         touched: list[BackendSlots] = []
+        if self.is_balanced:
+            return touched
+        self.is_balanced = True
         order = self._order
         if not order:
             return touched

@@ -107,8 +107,9 @@ class Staffing:
         for level, known in enumerate(self._levels[:-1]):
             if known is not None and known[0]:
                 wanted, weights = known
-                missing = wanted - sum(map(float.__mul__, weights, map(float, in_use)))
-                most = max(most, int(missing + 0.5))
+                for weight, count in zip(weights, in_use, strict=True):
+                    wanted -= weight * count
+                most = max(most, int(wanted + 0.5))
             kept[level + 1] = most
         return kept
 
