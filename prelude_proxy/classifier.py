@@ -108,14 +108,14 @@ class Classifier:
         live = self._live
         extract, values, static = live.model.predict(facts)
         keys = keys_of(facts, extract)
-        probabilities, blend = live.prior.predict(keys, static)
+        blend = live.prior.predict(keys, static)
         shadow = None
         if self._shadow is not None:
-            shadow = self._shadow.prior.predict(keys, self._shadow.model.predict(facts)[2])[1]
+            shadow = self._shadow.prior.predict(keys, self._shadow.model.predict(facts)[2])
         observation = Observation(
             keys=keys,
             blend=blend,
-            values=values.tobytes(),
+            values=values,
             digest=extract.digest,
             path=facts.path,
             model=facts.model,
@@ -123,7 +123,7 @@ class Classifier:
             max_tokens=facts.max_tokens,
             shadow=shadow,
         )
-        return forecast_of(probabilities, blend.mean), observation
+        return forecast_of(blend.blended, blend.mean), observation
 
     def learn(
         self, observation: Observation, output_tokens: float, *, censored: bool = False, now: float = 0.0
@@ -161,7 +161,7 @@ class Classifier:
 
     def _class_of(self, blend: Blend, max_tokens: int | None) -> tuple[int, list[float]]:
         """Index of the class that `decide` chooses by output tokens, and the probability of each."""
-        forecast = forecast_of(blend.probabilities(), blend.mean)
+        forecast = forecast_of(blend.blended, blend.mean)
         above = [
             0.0
             if spec.max_output_tokens is None or (max_tokens is not None and max_tokens <= spec.max_output_tokens)

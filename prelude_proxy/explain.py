@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -52,7 +53,7 @@ class Explanation:
             "reason": decision.reason,
             "confidence": round(decision.confidence, 4),
             "predicted_tokens": round(decision.expected_tokens, 1),
-            "interval": None if forecast is None else [round(forecast.low_tokens, 1), round(forecast.high_tokens, 1)],
+            "interval": None if forecast is None else [round(forecast.quantile(share), 1) for share in (0.1, 0.9)],
             "probabilities": {name: round(value, 4) for name, value in self.probabilities.items()},
             "rule": None
             if self.rule is None
@@ -162,4 +163,4 @@ def _pushed(path: Path, classifier: Classifier, facts: RequestFacts, top: int) -
     except ImportError:
         return None
     extract, _, probabilities = classifier.model.predict(facts)
-    return contributions(read_parts(path), extract.values, probabilities)[:top]
+    return contributions(read_parts(path), extract.values, probabilities.astype(np.float64))[:top]

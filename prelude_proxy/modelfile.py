@@ -44,7 +44,6 @@ class ModelParts:
     leaves: NDArray[np.float32]
     base: NDArray[np.float32]
     words: Mapping[bytes, float]
-    pairs: Mapping[tuple[bytes, bytes], float]
     habits: Mapping[str, ModelHabit]
 
     def build(self, digest: str = "unsaved") -> LengthModel:
@@ -58,7 +57,7 @@ class ModelParts:
                 sources=tuple(manifest.get("sources", ())),
                 digest=digest,
             ),
-            extractor=FeatureExtractor(Lexicon(self.words, self.pairs), self.habits),
+            extractor=FeatureExtractor(Lexicon(self.words), self.habits),
             forest=FlatForest.build(self.feature, self.threshold, self.leaves, self.base),
         )
 
@@ -91,13 +90,13 @@ def read_parts(path: Path) -> ModelParts:
             _check_manifest(path, manifest)
             with np.load(io.BytesIO(archive.read("forest.npz")), allow_pickle=False) as arrays:
                 forest = {name: arrays[name] for name in ("feature", "threshold", "cover", "leaves", "base")}
-            words, pairs = _parse_lexicon(archive.read("lexicon.tsv"))
+            words = _parse_lexicon(archive.read("lexicon.tsv"))
             habits = _parse_habits(archive.read("habits.tsv"))
     except FileNotFoundError:
         raise ConfigError(f"no model at {path}; train one with `prelude-proxy train`") from None
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise ConfigError(f"{path} is not a model file, or damaged: {error}") from None
-    return ModelParts(manifest=manifest, words=words, pairs=pairs, habits=habits, **forest)
+    return ModelParts(manifest=manifest, words=words, habits=habits, **forest)
 
 
 def write_parts(path: Path, parts: ModelParts) -> None:
@@ -121,7 +120,7 @@ def write_parts(path: Path, parts: ModelParts) -> None:
     with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         archive.writestr("manifest.json", orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
         archive.writestr("forest.npz", arrays.getvalue())
-        archive.writestr("lexicon.tsv", _format_lexicon(parts))
+        archive.writestr("lexicon.tsv", _format_lexicon(parts.words))
         archive.writestr("habits.tsv", _format_habits(parts.habits))
     beside.replace(path)
 
@@ -142,25 +141,17 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
         raise ConfigError(f"{path}: trained for other bins of output tokens; train it anew")
 
 
-def _format_lexicon(parts: ModelParts) -> bytes:
-    lines = [b"%s\t%.5g" % (word, weight) for word, weight in sorted(parts.words.items())]
-    lines += [b"%s %s\t%.5g" % (*pair, weight) for pair, weight in sorted(parts.pairs.items())]
-    return b"\n".join(lines)
+def _format_lexicon(words: Mapping[bytes, float]) -> bytes:
+    return b"\n".join(b"%s\t%.5g" % item for item in sorted(words.items()))
 
 
-def _parse_lexicon(data: bytes) -> tuple[dict[bytes, float], dict[tuple[bytes, bytes], float]]:
-    words: dict[bytes, float] = {}
-    pairs: dict[tuple[bytes, bytes], float] = {}
+def _parse_lexicon(data: bytes) -> dict[bytes, float]:
+    words = {}
     for line in data.split(b"\n"):
-        term, tab, weight = line.partition(b"\t")
-        if not tab:
-            continue
-        first, space, second = term.partition(b" ")
-        if space:
-            pairs[first, second] = float(weight)
-        else:
-            words[first] = float(weight)
-    return words, pairs
+        word, tab, weight = line.partition(b"\t")
+        if tab:
+            words[word] = float(weight)
+    return words
 
 
 def _format_habits(habits: Mapping[str, ModelHabit]) -> str:

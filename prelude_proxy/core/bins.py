@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from itertools import accumulate
 from math import exp, log
 
 import numpy as np
@@ -34,42 +35,27 @@ def mean_ln(probabilities: Probabilities) -> float:
     return float(probabilities @ LN_MIDDLES)
 
 
-def shifted(probabilities: Probabilities, mean: float, expected: float, stretch: float) -> Probabilities:
+def shift(probabilities: NDArray[np.float32], mean: float, expected: float, stretch: float) -> NDArray[np.float32]:
     """The distribution moved so that its `mean` comes to `expected` in ln(tokens), and stretched about it."""
     below = np.zeros(NUM_BINS + 1)
-    probabilities.cumsum(out=below[1:])
-    cdf = np.interp((_INNER_EDGES - expected) / stretch + mean, _KNOTS, below)
-    moved = np.empty(NUM_BINS)
-    moved[0] = cdf[0]
-    moved[-1] = 1.0 - cdf[-1]
-    np.subtract(cdf[1:], cdf[:-1], out=moved[1:-1])
+    np.add.accumulate(probabilities, out=below[1:])
+    at = _ENDS * (1.0 / stretch)
+    at += mean - expected / stretch
+    cdf = np.interp(at, _KNOTS, below)
+    cdf[0], cdf[-1] = 0.0, 1.0
+    moved: NDArray[np.float32] = np.subtract(cdf[1:], cdf[:-1], dtype=np.float32)
     return moved
 
 
 _KNOTS = np.array((_LN_LOW, *_LN_EDGES))
-_INNER_EDGES = LN_EDGES[:-1]
+_ENDS = _KNOTS.copy()
 
 
-def quantile(cdf: list[float], share: float) -> float:
-    """Tokens below which `share` of the distribution lies, interpolated in ln(tokens)."""
-    index = min(bisect_left(cdf, share), NUM_BINS - 1)
-    low, high = (cdf[index - 1], cdf[index]) if index else (0.0, cdf[0])
-    start = _LN_EDGES[index - 1] if index else _LN_LOW
-    part = (share - low) / (high - low) if high > low else 1.0
-    return exp(start + part * (_LN_EDGES[index] - start))
-
-
-def forecast_of(probabilities: Probabilities, mean: float | None = None) -> Forecast:
-    """The forecast for one answer; its point forecast is exp(E[ln tokens]), near the median for these shapes."""
-    cdf = np.cumsum(probabilities).tolist()
+def forecast_of(probabilities: Probabilities | NDArray[np.float32], mean: float) -> Forecast:
+    """The forecast for one answer with expected ln(tokens) `mean`."""
+    cdf = list(accumulate(probabilities.tolist()))
     cdf[-1] = 1.0
-    return Forecast(
-        edges=EDGES,
-        cdf=tuple(cdf),
-        expected_tokens=exp(mean_ln(probabilities) if mean is None else mean),
-        low_tokens=quantile(cdf, 0.1),
-        high_tokens=quantile(cdf, 0.9),
-    )
+    return Forecast(EDGES, tuple(cdf), exp(mean))
 
 
 def censored_mean(probabilities: Probabilities, floor: float) -> float:

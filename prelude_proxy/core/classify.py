@@ -74,10 +74,6 @@ def whole_request(forecast: Forecast, facts: RequestFacts) -> Forecast:
         return forecast
     top = float(forecast.edges[-1] if limit is None else max(limit, 1))
     low = min(float(floor), top)
-
-    def bound(tokens: float) -> float:
-        return min(max(tokens, low), top) * count
-
     edges: list[float] = []
     cdf: list[float] = []
     for edge, below in zip(forecast.edges, forecast.cdf, strict=True):
@@ -91,9 +87,7 @@ def whole_request(forecast: Forecast, facts: RequestFacts) -> Forecast:
         forecast,
         edges=(*edges, top * count),
         cdf=(*cdf, 1.0),
-        expected_tokens=bound(forecast.expected_tokens),
-        low_tokens=bound(forecast.low_tokens),
-        high_tokens=bound(forecast.high_tokens),
+        expected_tokens=min(max(forecast.expected_tokens, low), top) * count,
     )
 
 

@@ -9,6 +9,7 @@ from zlib import crc32
 
 from prelude_proxy.core.domain import Endpoint, RequestFacts
 from prelude_proxy.core.parse import iter_text
+from prelude_proxy.core.text import Glimpse
 
 _MAX_TURNS = 32
 """Messages at the end of a conversation whose roles and lengths are read."""
@@ -157,6 +158,6 @@ def template(text: str) -> int:
     return crc32(text[:40].encode("utf-8", "replace"))
 
 
-def digest(text: str) -> int:
-    """Which prompt it is: a checksum of its length, start and end."""
-    return crc32(f"{len(text)}{text[:400]}{text[-400:]}".encode("utf-8", "replace"))
+def digest(seen: Glimpse) -> int:
+    """Which prompt it is: a checksum of its start, end and length."""
+    return crc32(seen.data, seen.num_chars & 0xFFFFFFFF)

@@ -5,6 +5,7 @@ No behaviour beyond small derivations; imports nothing but the standard library.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -137,11 +138,17 @@ class Forecast:
     edges: tuple[float, ...]
     cdf: tuple[float, ...]
     expected_tokens: float
-    """The point forecast used for load accounting and order (a median or mean: the model says in its manifest)."""
-    low_tokens: float
-    """10 % quantile."""
-    high_tokens: float
-    """90 % quantile."""
+    """The point forecast used for load accounting and order: exp(E[ln tokens]), near the median."""
+
+    def quantile(self, share: float) -> float:
+        """Tokens below which `share` of the distribution lies, interpolated in ln(tokens)."""
+        index = min(bisect_left(self.cdf, share), len(self.cdf) - 1)
+        high, above = self.edges[index], self.cdf[index]
+        if index == 0:
+            return high * share / above if above > 0.0 else high
+        low, below = self.edges[index - 1], self.cdf[index - 1]
+        part = (share - below) / (above - below) if above > below else 1.0
+        return low * float((high / low) ** part)
 
 
 @dataclass(frozen=True, slots=True)

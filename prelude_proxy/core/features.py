@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log1p
 
+import numpy as np
+
 from prelude_proxy.core.conversation import Conversation, digest, fingerprint, opening, read_conversation, template
 from prelude_proxy.core.domain import Endpoint, RequestFacts
 from prelude_proxy.core.lexicon import Lexicon
@@ -39,39 +41,45 @@ _SHAPE = (
     "prompt_chars",
     "num_images",
 )
+_MARKED: Mapping[str, str] = {
+    "num_lines": "\n",
+    "num_questions": "?",
+    "num_colons": ":",
+    "num_backticks": "`",
+    "num_bars": "|",
+    "num_hashes": "#",
+    "num_exclamations": "!",
+    "digit_share": "0",
+    "upper_share": "A",
+    "math_share": "=",
+    "brace_share": "{",
+    "paren_share": "(",
+    "quote_share": '"',
+    "comma_share": ",",
+    "period_share": ".",
+    "underscore_share": "_",
+    "hyphen_share": "-",
+    "semicolon_share": ";",
+    "space_share": " ",
+    "wide_share": "k",
+    "foreign_share": "y",
+    "symbol_share": "s",
+}
+"""Class marks of `core.text` that are counted: first as they are, then as a share of all bytes."""
+_COUNTED = np.frombuffer("".join(_MARKED.values()).encode(), dtype=np.uint8).astype(np.intp)
+_NUM_PLAIN = sum(name.startswith("num_") for name in _MARKED)
 _TEXT = (
     "text_chars",
     "num_words",
     "mean_word_chars",
     "distinct_words",
-    "num_lines",
     "first_line_chars",
     "last_line_chars",
     "last_line_asks",
     "ends_with",
     "first_word",
-    "num_questions",
-    "num_colons",
-    "num_backticks",
-    "num_bars",
-    "num_hashes",
-    "num_exclamations",
     "num_shots",
-    "digit_share",
-    "upper_share",
-    "math_share",
-    "brace_share",
-    "paren_share",
-    "quote_share",
-    "comma_share",
-    "period_share",
-    "underscore_share",
-    "hyphen_share",
-    "semicolon_share",
-    "space_share",
-    "wide_share",
-    "foreign_share",
-    "symbol_share",
+    *_MARKED,
 )
 _TASK = ("asked_count", "asked_unit")
 
@@ -174,19 +182,18 @@ class FeatureExtractor:
     def extract(self, facts: RequestFacts) -> Extract:
         """Features of `facts`, whose payload must not be forgotten yet."""
         conversation = read_conversation(facts)
-        text = conversation.text
-        seen = glimpse(text)
-        values = [self.lexicon.score(seen.words, seen.distinct)]
+        seen = glimpse(conversation.text)
+        values = [self.lexicon.score(seen.distinct)]
         values += self._of_name(facts.model or "")
         values += _of_shape(facts, conversation)
         values += _of_text(seen)
         values += _of_task(seen)
-        start = text[:80].lstrip()
-        return Extract(values, fingerprint(conversation), opening(start), template(start), digest(text))
+        start = seen.head[:80].lstrip()
+        return Extract(values, fingerprint(conversation), opening(start), template(start), digest(seen))
 
-    def words(self, facts: RequestFacts) -> list[bytes]:
+    def words(self, facts: RequestFacts) -> set[bytes]:
         """The words the lexicon reads, for training it."""
-        return glimpse(read_conversation(facts).text).words
+        return glimpse(read_conversation(facts).text).distinct
 
     def _of_name(self, name: str) -> list[float]:
         known = self._names.get(name)
@@ -226,9 +233,9 @@ def _of_shape(facts: RequestFacts, conversation: Conversation) -> list[float]:
 
 
 def _of_text(seen: Glimpse) -> list[float]:
-    head, marks, words = seen.head, seen.marks, seen.words
-    count = marks.count
-    per_byte = 1.0 / (len(marks) or 1)
+    head, words = seen.head, seen.words
+    counts = np.bincount(np.frombuffer(seen.marks, dtype=np.uint8), minlength=128).take(_COUNTED).tolist()
+    per_byte = 1.0 / (len(seen.marks) or 1)
     num_words = len(words)
     end = (seen.tail or head).rstrip()
     last_break = end.rfind("\n")
@@ -236,36 +243,16 @@ def _of_text(seen: Glimpse) -> list[float]:
     return [
         log1p(seen.num_chars),
         num_words,
-        len(marks) / (num_words + 1),
+        len(seen.marks) / (num_words + 1),
         len(seen.distinct) / (num_words + 1),
-        count(b"\n"),
         first_line if first_line >= 0 else len(head),
         len(end) - last_break - 1,
         end.find("?", last_break + 1) >= 0,
         _ENDS.get(end[-1:], 0.0),
         _OPENERS.get(words[0], 0) if words else -1.0,
-        count(b"?"),
-        count(b":"),
-        count(b"`"),
-        count(b"|"),
-        count(b"#"),
-        count(b"!"),
         head.count("\n\n"),
-        count(b"0") * per_byte,
-        count(b"A") * per_byte,
-        count(b"=") * per_byte,
-        count(b"{") * per_byte,
-        count(b"(") * per_byte,
-        count(b'"') * per_byte,
-        count(b",") * per_byte,
-        count(b".") * per_byte,
-        count(b"_") * per_byte,
-        count(b"-") * per_byte,
-        count(b";") * per_byte,
-        count(b" ") * per_byte,
-        (count(b"k") + count(b"h")) * per_byte,
-        (count(b"y") + count(b"r") + count(b"i") + count(b"l")) * per_byte,
-        (count(b"s") + count(b"e")) * per_byte,
+        *counts[:_NUM_PLAIN],
+        *[count * per_byte for count in counts[_NUM_PLAIN:]],
     ]
 
 

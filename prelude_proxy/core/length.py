@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from struct import Struct
 
 import numpy as np
 
-from prelude_proxy.core.bins import Probabilities
 from prelude_proxy.core.domain import RequestFacts
-from prelude_proxy.core.features import Extract, FeatureExtractor
+from prelude_proxy.core.features import FEATURES, Extract, FeatureExtractor
 from prelude_proxy.core.trees import FlatForest, Vector, softmax
+
+_VECTOR = Struct(f"{len(FEATURES)}f")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,12 @@ class LengthModel:
     extractor: FeatureExtractor
     forest: FlatForest
 
-    def predict(self, facts: RequestFacts) -> tuple[Extract, Vector, Probabilities]:
-        """Features, as extracted and as the forest's vector, and the probability of each bin, of one choice."""
+    def predict(self, facts: RequestFacts) -> tuple[Extract, bytes, Vector]:
+        """Features, the same in float32 as the forest reads them, and the probability of each bin, of one choice."""
         extract = self.extractor.extract(facts)
-        values = np.array(extract.values, dtype=np.float32)
-        return extract, values, self.of_values(values)
+        packed = _VECTOR.pack(*extract.values)
+        return extract, packed, self.of_values(np.frombuffer(packed, dtype=np.float32))
 
-    def of_values(self, values: Vector) -> Probabilities:
+    def of_values(self, values: Vector) -> Vector:
         """Probability of each bin for a feature vector."""
         return softmax(self.forest.margins(values))

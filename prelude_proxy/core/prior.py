@@ -25,10 +25,11 @@ from math import exp, log, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS, Probabilities, bin_of, shifted
+from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS, Probabilities, bin_of, shift
 
 EXPERTS = ("reweighted", "corrected", "history")
-_MOMENTS = np.stack((LN_MIDDLES, LN_MIDDLES**2), axis=1)
+_MOMENTS = np.stack((LN_MIDDLES, LN_MIDDLES**2), axis=1).astype(np.float32)
+_MIDDLES = LN_MIDDLES.astype(np.float32)
 _UNTRIED = (1 / len(EXPERTS),) * len(EXPERTS)
 
 
@@ -61,32 +62,39 @@ class PriorSettings:
 class Blend:
     """A forecast and what `OnlinePrior.learn` needs to learn from its outcome. Kept while a request is held: small."""
 
-    experts: bytes
-    """float32 probabilities of the three experts and then of the model, one after the other."""
-    trust: tuple[float, ...]
-    """Weights of the experts."""
+    static: NDArray[np.float32]
+    """Probability of each bin by the model alone."""
     mean: float
     """Expected ln(tokens) of the blend."""
     static_mean: float
     static_sigma: float
+    blended: NDArray[np.float32]
+    """Probability of each bin, all experts together."""
 
     def probabilities(self) -> Probabilities:
         """Of each bin."""
-        rows = np.frombuffer(self.experts, dtype=np.float32).reshape(-1, NUM_BINS)
-        blended: Probabilities = np.array(self.trust).dot(rows[:-1])
-        return blended
-
-    def static(self) -> NDArray[np.float32]:
-        """What the model alone said."""
-        return np.frombuffer(self.experts, dtype=np.float32, offset=4 * NUM_BINS * len(EXPERTS))
+        return self.blended.astype(np.float64)
 
 
 class _Line:
     """Exponentially weighted regression of actual on forecast ln(tokens), and how well each expert did."""
 
     __slots__ = (
-        "counts", "cov", "forecasts", "intercept", "losses", "mean_x", "mean_y", "odds", "slope", "spread", "stretch", "trusted", "var", "weight",
-    )  # fmt: skip
+        "counts",
+        "cov",
+        "forecasts",
+        "intercept",
+        "losses",
+        "mean_x",
+        "mean_y",
+        "odds",
+        "slope",
+        "spread",
+        "stretch",
+        "trusted",
+        "var",
+        "weight",
+    )
 
     def __init__(self) -> None:
         self.weight = 0.0
@@ -103,10 +111,10 @@ class _Line:
         self.slope = 1.0
         """The line itself, shrunk: corrected mean = intercept + slope · forecast mean."""
         self.stretch = 1.0
-        self.counts = np.zeros(NUM_BINS)
-        self.forecasts = np.zeros(NUM_BINS)
+        self.counts = np.zeros(NUM_BINS, dtype=np.float32)
+        self.forecasts = np.zeros(NUM_BINS, dtype=np.float32)
         """Answers per bin, and the sum of the model's forecasts for them."""
-        self.odds = np.ones(NUM_BINS)
+        self.odds = np.ones(NUM_BINS, dtype=np.float32)
         """By how much each bin is more frequent than the model says."""
 
 
@@ -133,38 +141,42 @@ class OnlinePrior:
         """Weight of each expert over all tenants."""
         return dict(zip(EXPERTS, self._overall.trusted, strict=True))
 
-    def predict(self, keys: tuple[int, ...], static: Probabilities) -> tuple[Probabilities, Blend]:
-        """Blend the experts for a request under `keys` whose model forecast is `static`."""
+    def predict(self, keys: tuple[int, ...], static: NDArray[np.float32]) -> Blend:
+        """Blend the experts for a request under `keys` whose model forecast is `static`.
+
+        The experts are linear in what they are made of, so their blend is put together directly; what each alone says
+        is only worked out in `learn`, for the one bin that came true.
+        """
         mean, square = static.dot(_MOMENTS).tolist()
+        sigma = sqrt(max(square - mean * mean, 0.01))
         line = self._lines.get(keys[0], self._overall)
-        rows = [row for row in map(self._rows.get, keys) if row is not None]
-        experts = np.empty((len(EXPERTS) + 1, NUM_BINS), dtype=np.float32)
-        experts[-1] = static
         if line.weight == 0.0:
-            experts[:-1] = static
-        else:
-            reweighted = static * line.odds
-            experts[0] = reweighted / np.add.reduce(reweighted)
-            experts[1] = self._corrected(line, rows, static, mean)
-            experts[2] = self._history(rows, static)
+            return Blend(static, mean, mean, sigma, static)
+        rows = [row for row in map(self._rows.get, keys) if row is not None]
         share = self._settings.global_share
-        overall = self._overall.trusted
-        trust = tuple(own + share * (all_ - own) for own, all_ in zip(line.trusted, overall, strict=True))
-        blended: Probabilities = np.array(trust).dot(experts[:-1])
-        point = float(blended.dot(LN_MIDDLES))
-        return blended, Blend(experts.tobytes(), trust, point, mean, sqrt(max(square - mean * mean, 0.01)))
+        reweighted, corrected, history = [
+            own + share * (all_ - own) for own, all_ in zip(line.trusted, self._overall.trusted, strict=True)
+        ]
+        left, parts = self._nested(rows, history)
+        factor = line.odds * (reweighted / float(static.dot(line.odds)))
+        factor += left
+        blended = shift(static, mean, self._corrected_mean(line, rows, mean), line.stretch)
+        blended *= corrected
+        blended += static * factor
+        if parts:
+            blended += np.array(parts, dtype=np.float32).dot(self._counts.take(rows, axis=0))
+        return Blend(static, float(blended.dot(_MIDDLES)), mean, sigma, blended)
 
     def learn(self, keys: tuple[int, ...], blend: Blend, tokens: float) -> None:
         """The answer to a request predicted as `blend` took `tokens`."""
         actual = log(max(tokens, 1.0))
         where = bin_of(tokens)
         line = self._line(keys[0])
-        self._learn_losses(line, blend, where)
-        static = blend.static()
+        self._learn_losses(keys, line, blend, where)
         remaining = actual - (line.intercept + line.slope * blend.static_mean)
         for each in (line, self._overall):
             self._learn_line(each, blend.static_mean, actual)
-            self._learn_odds(each, static, where)
+            self._learn_odds(each, blend.static, where)
         for key in keys:
             remaining = self._learn_row(self._row(key), remaining, where)
         squared = min(remaining * remaining / (blend.static_sigma * blend.static_sigma), 16.0)
@@ -174,35 +186,41 @@ class OnlinePrior:
 
     # --- experts ------------------------------------------------------------------------------------------------------
 
-    def _corrected(self, line: _Line, rows: list[int], static: Probabilities, mean: float) -> Probabilities:
-        expected = line.intercept + line.slope * mean
-        for row in rows:
-            expected += self._offsets[row]
-        return shifted(static, mean, expected, line.stretch)
+    def _corrected_mean(self, line: _Line, rows: list[int], mean: float) -> float:
+        return line.intercept + line.slope * mean + sum(map(self._offsets.__getitem__, rows))
 
     def _share(self, weight: float) -> float:
         return weight / (weight + self._settings.shift_shrinkage)
 
-    def _history(self, rows: list[int], static: Probabilities) -> Probabilities:
-        """Dirichlet means nested coarse to fine, the static forecast at the root."""
+    def _nested(self, rows: list[int], weight: float) -> tuple[float, list[float]]:
+        """Dirichlet means nested coarse to fine, the model's forecast at the root.
+
+        Returns what a total of `weight` gives to the forecast, and to the counts of each row.
+        """
         shrink = self._settings.count_shrinkage
-        left = 1.0
         parts = []
         for row in reversed(rows):
-            own = left / (self._weights[row] + shrink)
+            own = weight / (self._weights[row] + shrink)
             parts.append(own)
-            left = own * shrink
-        history = static * left
-        if parts:
-            parts.reverse()
-            history += np.array(parts).dot(self._counts.take(rows, axis=0))
-        return history
+            weight = own * shrink
+        parts.reverse()
+        return weight, parts
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def _learn_losses(self, line: _Line, blend: Blend, where: int) -> None:
-        experts = np.frombuffer(blend.experts, dtype=np.float32)
-        losses = [-log(max(value, 1e-3)) for value in experts[where::NUM_BINS].tolist()[:-1]]
+    def _learn_losses(self, keys: tuple[int, ...], line: _Line, blend: Blend, where: int) -> None:
+        """How likely each expert, as it stands, finds what came."""
+        static = float(blend.static[where])
+        reweighted, corrected, history = static, static, static
+        if line.weight > 0.0:
+            rows = [row for row in map(self._rows.get, keys) if row is not None]
+            reweighted = static * float(line.odds[where]) / float(blend.static.dot(line.odds))
+            expected = self._corrected_mean(line, rows, blend.static_mean)
+            corrected = float(shift(blend.static, blend.static_mean, expected, line.stretch)[where])
+            left, parts = self._nested(rows, 1.0)
+            history = static * left
+            history += sum(part * float(self._counts[row, where]) for part, row in zip(parts, rows, strict=True))
+        losses = [-log(max(value, 1e-3)) for value in (reweighted, corrected, history)]
         for each in (line, self._overall):
             each.losses = [self._settings.forgetting * a + b for a, b in zip(each.losses, losses, strict=True)]
             each.trusted = self._hedge(each.losses)
@@ -304,7 +322,7 @@ _SLOPE_VARIANCE = 0.3
 """Variance of ln(tokens) forecasts against which a tenant's tilt is shrunk to 1."""
 
 
-def _add(counts: NDArray[np.float32] | NDArray[np.float64], where: int) -> None:
+def _add(counts: NDArray[np.float32], where: int) -> None:
     """One more answer in bin `where`, a part of it in the neighbours: lengths are not exact to a bin."""
     counts[where] += 0.6
     counts[max(where - 1, 0)] += 0.2

@@ -20,16 +20,10 @@ def _script_of(byte: int) -> str:
     """The mark a UTF-8 byte of a non-ASCII character counts as: its lead byte tells the script, the rest nothing."""
     ranges = (
         (0xC0, "c"),  # continuation bytes
-        (0xCA, "l"),  # accented Latin
-        (0xD2, "y"),  # Greek, Cyrillic
-        (0xDE, "r"),  # Armenian, Hebrew, Arabic: mostly right to left
-        (0xE0, "i"),
-        (0xE2, "i"),  # Indic, Thai
+        (0xE2, "y"),  # accented Latin, Greek, Cyrillic, Hebrew, Arabic, Indic, Thai
         (0xE3, "s"),  # typographic marks, arrows, mathematical operators
-        (0xEA, "k"),  # CJK
-        (0xEE, "h"),  # Hangul
-        (0xF0, "k"),
-        (0x100, "e"),  # emoji and other astral characters
+        (0xF0, "k"),  # CJK, Hangul
+        (0x100, "s"),  # emoji and other astral characters
     )
     return next(mark for limit, mark in ranges if byte < limit)
 
@@ -69,6 +63,8 @@ class Glimpse:
     head: str
     tail: str
     """Empty when the head already is the whole text."""
+    data: bytes
+    """Head and tail in UTF-8."""
     marks: bytes
     """One class mark per UTF-8 byte of head and tail; count them."""
     words: list[bytes]
@@ -92,4 +88,4 @@ def glimpse(text: str) -> Glimpse:
             words += [char.encode() for char in wide]
     if len(words) > MAX_WORDS:
         words = words[:MAX_WORDS]
-    return Glimpse(num_chars, head, tail, data.translate(MARKS), words, set(words))
+    return Glimpse(num_chars, head, tail, data, data.translate(MARKS), words, set(words))

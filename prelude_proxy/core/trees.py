@@ -68,8 +68,8 @@ class FlatForest:
         return total
 
 
-def softmax(margins: Vector) -> NDArray[np.float64]:
-    """Probabilities that `margins` stand for; in float64, where no forest's margins overflow."""
-    weights = np.exp(margins, dtype=np.float64)
-    weights /= np.add.reduce(weights)
+def softmax(margins: Vector) -> Vector:
+    """Probabilities that `margins` stand for. Margins of a forest are far below where float32 overflows (e^88)."""
+    weights: Vector = np.exp(margins)
+    weights *= 1.0 / float(weights.sum())
     return weights

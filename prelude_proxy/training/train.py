@@ -29,7 +29,7 @@ from prelude_proxy.modelfile import ModelParts, default_model_path, read_parts, 
 from prelude_proxy.training.dataset import Row, cap_sources, read_rows
 from prelude_proxy.training.flatten import flatten
 from prelude_proxy.training.habits import fit_habits
-from prelude_proxy.training.lexicon import TermMatrix
+from prelude_proxy.training.lexicon import WordMatrix
 from prelude_proxy.training.metrics import FAST_TOKENS, STANDARD_TOKENS, Scores, score
 
 NUM_FOLDS = 5
@@ -42,12 +42,12 @@ _LEVEL = FEATURES.index("habit_level")
 class TrainSettings:
     """How a model is trained. Chosen on a group-split validation set; see the model card."""
 
-    rounds: int = 80
-    depth: int = 6
-    learning_rate: float = 0.18
+    rounds: int = 100
+    depth: int = 5
+    learning_rate: float = 0.22
     min_child_weight: float = 5.0
     subsample: float = 0.8
-    hide_names: float = 0.2
+    hide_names: float = 0.1
     """Share of rows shown to the forest as of an unknown model, so that it copes with one."""
     threads: int = 1
     seed: int = 7
@@ -58,7 +58,7 @@ class TrainingSet:
     """Rows as arrays, lexicon and habit columns still to be filled."""
 
     values: NDArray[np.float32]
-    prompts: list[list[bytes]]
+    prompts: list[frozenset[bytes]]
     tokens: NDArray[np.float64]
     sources: list[str]
     groups: list[str]
@@ -85,11 +85,11 @@ class TrainingSet:
 
 def prepare(rows: Sequence[Row], progress: Progress) -> TrainingSet:
     """Features of every row that the proxy would accept."""
-    extractor = FeatureExtractor(Lexicon({}, {}), {})
+    extractor = FeatureExtractor(Lexicon({}), {})
     values: list[list[float]] = []
-    prompts: list[list[bytes]] = []
+    prompts: list[frozenset[bytes]] = []
     used: list[Row] = []
-    shared: dict[tuple[int, str], list[bytes]] = {}
+    shared: dict[tuple[int, str], frozenset[bytes]] = {}
     for number, row in enumerate(rows):
         try:
             facts = row.facts()
@@ -97,7 +97,7 @@ def prepare(rows: Sequence[Row], progress: Progress) -> TrainingSet:
             continue
         extract = extractor.extract(facts)
         values.append(extract.values)
-        prompts.append(shared.setdefault((extract.digest, row.group), extractor.words(facts)))
+        prompts.append(shared.setdefault((extract.digest, row.group), frozenset(extractor.words(facts))))
         used.append(row)
         if number % 1000 == 0:
             progress("reading features", number / len(rows))
@@ -130,9 +130,9 @@ def train(
     if base is None:
         folds = np.array([fold_of(group) for group in data.groups])
         habits: Mapping[str, ModelHabit] = _add_habits(data, folds, values, settings)
-        words, pairs = _add_lexicon(data, folds, values, progress)
+        words: Mapping[bytes, float] = _add_lexicon(data, folds, values, progress)
     else:
-        habits, words, pairs = base.habits, dict(base.words), dict(base.pairs)
+        habits, words = base.habits, base.words
     booster = _boost(values, data.tokens, settings, progress)
     return ModelParts(
         manifest={
@@ -142,7 +142,6 @@ def train(
             "settings": asdict(settings),
         },
         words=words,
-        pairs=pairs,
         habits=habits,
         **flatten(booster, NUM_BINS),
     )
@@ -153,8 +152,8 @@ _MIN_ROWS = 50
 
 def _add_lexicon(
     data: TrainingSet, folds: NDArray[np.int_], values: NDArray[np.float32], progress: Progress
-) -> tuple[dict[bytes, float], dict[tuple[bytes, bytes], float]]:
-    matrix = TermMatrix(data.prompts, data.groups)
+) -> dict[bytes, float]:
+    matrix = WordMatrix(data.prompts, data.groups)
     weight = np.ones(len(data.tokens))
     target = _within_sources(data)
     column = FEATURES.index("lexicon")
@@ -393,6 +392,6 @@ def _completed(model: LengthModel, parts: ModelParts, rows: TrainingSet, *, comp
     values = rows.values.copy()
     for index, words in enumerate(rows.prompts):
         habit = parts.habits.get(normal_name(rows.models[index]), UNKNOWN_HABIT)
-        values[index, 0] = model.extractor.lexicon.score(words, set(words))
+        values[index, 0] = model.extractor.lexicon.score(set(words))
         values[index, _LEVEL : _LEVEL + 3] = habit.level, habit.excess, habit.support
     return values

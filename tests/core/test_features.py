@@ -19,7 +19,7 @@ from prelude_proxy.core.modelname import ModelHabit
 from prelude_proxy.core.parse import ENDPOINTS, parse_request
 from prelude_proxy.training.dataset import read_rows
 
-EXTRACTOR = FeatureExtractor(Lexicon({b"essay": 1.0}, {}), {"qwen3-8b": ModelHabit(5.0, 0.5, 3.0)})
+EXTRACTOR = FeatureExtractor(Lexicon({b"essay": 1.0}), {"qwen3-8b": ModelHabit(5.0, 0.5, 3.0)})
 
 
 def facts_of(body: dict[str, Any], path: str = "/v1/chat/completions") -> RequestFacts:
@@ -99,6 +99,7 @@ def test_the_same_text_is_the_same_at_every_endpoint_that_takes_it() -> None:
 
 def test_fingerprints_tell_call_sites_apart() -> None:
     """System prompt and tools make the fingerprint; the prompt makes template and digest."""
+
     def extract(system: str, text: str) -> Any:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
         return EXTRACTOR.extract(facts_of({"model": "m", "messages": messages}))
@@ -179,18 +180,43 @@ def test_every_endpoint_has_features_even_without_a_payload(endpoint: Endpoint) 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(
-        ["role", "content", "text", "type", "messages", "tools", "function", "name", "system", "input", "prompt"]
-    ), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "role",
+                    "content",
+                    "text",
+                    "type",
+                    "messages",
+                    "tools",
+                    "function",
+                    "name",
+                    "system",
+                    "input",
+                    "prompt",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
     max_leaves=20,
 )
 
 
 @settings(max_examples=150, deadline=None)
-@given(path=st.sampled_from(sorted(ENDPOINTS)), payload=st.dictionaries(
-    st.sampled_from(["messages", "prompt", "input", "inputs", "text", "tools", "system", "instructions", "tool_choice"]),
-    JSON, max_size=5,
-))
+@given(
+    path=st.sampled_from(sorted(ENDPOINTS)),
+    payload=st.dictionaries(
+        st.sampled_from(
+            ["messages", "prompt", "input", "inputs", "text", "tools", "system", "instructions", "tool_choice"]
+        ),
+        JSON,
+        max_size=5,
+    ),
+)
 def test_no_payload_of_any_shape_raises(path: str, payload: dict[str, Any]) -> None:
     """The extractor is total even for payloads that the parser would have refused."""
     facts = RequestFacts(path=path, endpoint=ENDPOINTS[path], dialect=Dialect.OPENAI, payload=payload)

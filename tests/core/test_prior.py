@@ -7,26 +7,28 @@ from math import exp, log
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS, Probabilities
+from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS
 from prelude_proxy.core.prior import OnlinePrior, PriorSettings
 
 
-def guess(tokens: float, width: float = 0.8) -> Probabilities:
+def guess(tokens: float, width: float = 0.8) -> NDArray[np.float32]:
     """A model's forecast around `tokens`."""
-    weights: Probabilities = np.exp(-0.5 * ((LN_MIDDLES - log(tokens)) / width) ** 2)
-    return weights / weights.sum()
+    weights = np.exp(-0.5 * ((LN_MIDDLES - log(tokens)) / width) ** 2)
+    probabilities: NDArray[np.float32] = (weights / weights.sum()).astype(np.float32)
+    return probabilities
 
 
-def feed(prior: OnlinePrior, keys: tuple[int, ...], static: Probabilities, tokens: list[float]) -> None:
+def feed(prior: OnlinePrior, keys: tuple[int, ...], static: NDArray[np.float32], tokens: list[float]) -> None:
     for count in tokens:
-        prior.learn(keys, prior.predict(keys, static)[1], count)
+        prior.learn(keys, prior.predict(keys, static), count)
 
 
 def test_nothing_learned_changes_nothing() -> None:
     """An empty prior gives the model's forecast."""
     static = guess(200)
-    assert np.allclose(OnlinePrior().predict((1, 2), static)[0], static, atol=1e-6)
+    assert np.allclose(OnlinePrior().predict((1, 2), static).blended, static, atol=1e-6)
 
 
 def test_every_forecast_is_a_distribution() -> None:
@@ -35,10 +37,9 @@ def test_every_forecast_is_a_distribution() -> None:
     rng = random.Random(1)
     for _ in range(300):
         keys = (rng.randrange(3), 10 + rng.randrange(9), 100 + rng.randrange(99))
-        probabilities, blend = prior.predict(keys, guess(rng.lognormvariate(5, 1.5)))
-        assert probabilities.sum() == pytest.approx(1.0, abs=1e-5)
-        assert probabilities.min() > -1e-6
-        assert np.allclose(probabilities, blend.probabilities())
+        blend = prior.predict(keys, guess(rng.lognormvariate(5, 1.5)))
+        assert blend.blended.sum() == pytest.approx(1.0, abs=1e-5)
+        assert blend.blended.min() > -1e-6
         prior.learn(keys, blend, rng.lognormvariate(4, 2))
 
 
@@ -48,7 +49,7 @@ def test_fifty_answers_outweigh_a_wrong_model() -> None:
     static = guess(300)
     rng = random.Random(2)
     feed(prior, (1, 2), static, [30 * rng.lognormvariate(0, 0.3) for _ in range(50)])
-    assert exp(prior.predict((1, 2), static)[1].mean) == pytest.approx(30, rel=0.35)
+    assert exp(prior.predict((1, 2), static).mean) == pytest.approx(30, rel=0.35)
 
 
 def test_one_answer_moves_the_forecast_a_little() -> None:
@@ -56,7 +57,7 @@ def test_one_answer_moves_the_forecast_a_little() -> None:
     prior = OnlinePrior()
     static = guess(300)
     feed(prior, (1, 2), static, [3.0])
-    assert exp(prior.predict((1, 2), static)[1].mean) > 50
+    assert exp(prior.predict((1, 2), static).mean) > 50
 
 
 def test_tenants_do_not_learn_from_each_other_s_keys() -> None:
@@ -64,7 +65,7 @@ def test_tenants_do_not_learn_from_each_other_s_keys() -> None:
     prior = OnlinePrior()
     static = guess(300)
     feed(prior, (1, 2), static, [10.0] * 60)
-    assert exp(prior.predict((7, 8), static)[1].mean) > exp(prior.predict((1, 2), static)[1].mean) * 2
+    assert exp(prior.predict((7, 8), static).mean) > exp(prior.predict((1, 2), static).mean) * 2
 
 
 def test_a_finer_key_adds_what_the_coarser_ones_miss() -> None:
@@ -74,8 +75,8 @@ def test_a_finer_key_adds_what_the_coarser_ones_miss() -> None:
     for _ in range(60):
         feed(prior, (1, 11), static, [20.0])
         feed(prior, (1, 12), static, [1500.0])
-    assert exp(prior.predict((1, 11), static)[1].mean) < 60
-    assert exp(prior.predict((1, 12), static)[1].mean) > 500
+    assert exp(prior.predict((1, 11), static).mean) < 60
+    assert exp(prior.predict((1, 12), static).mean) > 500
 
 
 def test_what_the_model_ranks_right_stays_ranked() -> None:
@@ -85,8 +86,8 @@ def test_what_the_model_ranks_right_stays_ranked() -> None:
     for _ in range(120):
         believed = rng.choice([50.0, 200.0, 800.0])
         keys = (1, 2)
-        prior.learn(keys, prior.predict(keys, guess(believed))[1], believed / 4 * rng.lognormvariate(0, 0.2))
-    short, middle, long = (exp(prior.predict((1, 2), guess(size))[1].mean) for size in (50, 200, 800))
+        prior.learn(keys, prior.predict(keys, guess(believed)), believed / 4 * rng.lognormvariate(0, 0.2))
+    short, middle, long = (exp(prior.predict((1, 2), guess(size)).mean) for size in (50, 200, 800))
     assert short < middle < long
     assert middle == pytest.approx(50, rel=0.5)
 
@@ -97,7 +98,7 @@ def test_it_follows_drift() -> None:
     static = guess(200)
     feed(prior, (1, 2), static, [20.0] * 400)
     feed(prior, (1, 2), static, [800.0] * 400)
-    assert exp(prior.predict((1, 2), static)[1].mean) > 500
+    assert exp(prior.predict((1, 2), static).mean) > 500
 
 
 def test_the_expert_that_is_right_is_trusted() -> None:
@@ -106,7 +107,7 @@ def test_the_expert_that_is_right_is_trusted() -> None:
     rng = random.Random(4)
     for _ in range(200):
         size = rng.choice([5.0, 100.0, 3000.0])
-        prior.learn((1,), prior.predict((1,), guess(size, 0.3))[1], size)
+        prior.learn((1,), prior.predict((1,), guess(size, 0.3)), size)
     weights = prior.weights()
     assert weights["reweighted"] + weights["corrected"] > 0.9
     assert sum(weights.values()) == pytest.approx(1.0)
@@ -120,9 +121,10 @@ def test_keys_are_bounded_and_the_least_recently_learned_go() -> None:
         feed(prior, (1,), static, [20.0])
         feed(prior, (1000 + index,), static, [200.0])
     assert len(prior) == 50
-    assert exp(prior.predict((1,), static)[1].mean) < 60
+    assert exp(prior.predict((1,), static).mean) < 60
 
 
-def test_learning_keeps_what_a_held_forecast_needs_small() -> None:
-    """Three experts' and the model's probabilities in float32."""
-    assert len(OnlinePrior().predict((1,), guess(9))[1].experts) == 4 * NUM_BINS * 4
+def test_what_a_held_forecast_keeps_is_small() -> None:
+    """Two distributions in float32."""
+    blend = OnlinePrior().predict((1,), guess(9))
+    assert blend.static.nbytes + blend.blended.nbytes == 2 * NUM_BINS * 4

@@ -148,9 +148,7 @@ def test_baselines_are_scored_beside(data: Path, trained: Path) -> None:
     result = run(evaluate, "--data", data, "--model", trained, "--baselines", data, "--json")
     assert result.exit_code == 0, result.output
     baselines = orjson.loads(result.stdout)["baselines"]
-    assert set(baselines) == {
-        "constant", "prompt length", "three-bucket rule", "19 lexical features", "tenant history"
-    }
+    assert set(baselines) == {"constant", "prompt length", "three-bucket rule", "19 lexical features", "tenant history"}
     assert all(report["pooled"]["rows"] == 900 for report in baselines.values())
 
 
