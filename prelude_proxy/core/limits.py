@@ -10,7 +10,7 @@ A slot is closed to a class when it is needed for a more urgent one, in three wa
 - the *automatic reserve* (`staffing.py`): a number for the whole pool, laid out over its backends slot by slot in a
   fixed order, so that a change by one touches one backend and a large fleet keeps few slots, not one an engine;
 - the *feed*: slots beyond what the engine runs at once hold whoever is next inside the engine, where nobody can
-  overtake; only the most urgent class with traffic may use them.
+  overtake; where urgent classes want half a slot an engine or more, it is theirs.
 
 An engine whose limit is not known yet is not held back by reserves: that would hide how much it can run.
 """
@@ -194,13 +194,14 @@ class BackendSlots:
         free = size - self.num_in_use
         if free <= 0:
             return 0
-        most_urgent = self.pool.staffing.most_urgent
+        feed = window.feed
+        owned_from = self.pool.feed_owned_from if feed else 0
         mask = above = 0
         for c, permits in enumerate(self.permits):
             count = len(permits)
             room = free - self._kept_from(c, above) if self.kept[c] else free
-            if c > most_urgent:
-                room -= window.feed
+            if feed and c >= owned_from:
+                room -= feed
             if room > 0 and count < self._ceilings[c]:
                 mask |= 1 << c
             above += count
@@ -292,6 +293,7 @@ class PoolSlots:
         "_order",
         "backends",
         "classes",
+        "feed_owned_from",
         "is_balanced",
         "name",
         "permits",
@@ -319,6 +321,8 @@ class PoolSlots:
         self._layout: list[tuple[int, int]] = []
         self.is_balanced = True
         """Nothing has changed since the last `rebalance`."""
+        self.feed_owned_from = len(self.classes)
+        """The first class that must leave the feed to more urgent ones."""
 
     def may_use(self, klass: int, backend: BackendSlots) -> bool:
         """Whether the labels of `backend` admit this class."""
@@ -342,13 +346,17 @@ class PoolSlots:
 
     def measure(self, now: float) -> Iterable[BackendSlots]:
         """Take stock of the traffic now and then; the backends on which something changed by that."""
-        most_urgent = self.staffing.most_urgent
         if not self.staffing.measure(now):
             return ()
         self.is_balanced = False
         touched = set(self._lay_out())
         touched.update(self.rebalance())
-        return self.backends if self.staffing.most_urgent != most_urgent else touched
+        enough = _FEED_SHARE * sum(backend.available for backend in self.backends)
+        wanted = self.staffing.wanted_above
+        owned_from = next((c for c, slots in enumerate(wanted) if slots and slots >= enough), len(wanted))
+        changed = owned_from != self.feed_owned_from
+        self.feed_owned_from = owned_from
+        return self.backends if changed else touched
 
     def rebalance(self) -> list[BackendSlots]:
         """Keep free what is to be kept free now; the backends on which that changed."""
@@ -392,6 +400,7 @@ class PoolSlots:
 
 
 _TURNS = 4
+_FEED_SHARE = 0.5
 
 
 def _slots(bound: float | None, size: int, default: int) -> int:

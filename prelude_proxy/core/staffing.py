@@ -26,7 +26,6 @@ from prelude_proxy.core.rates import ArrivalRate, DecayingMean
 MEASURE_S = 0.25
 _LEAST_LOAD = 0.05
 """Busy slots; less is no traffic worth keeping a slot for."""
-_LIVE_PER_S = 0.2
 
 
 class _Stays:
@@ -55,7 +54,7 @@ class _Stays:
 class Staffing:
     """Measured traffic of one pool by class, and what to keep free for it."""
 
-    __slots__ = ("_arrivals", "_beta", "_levels", "_measured_at", "_stays", "_tokens", "footprint", "most_urgent")
+    __slots__ = ("_arrivals", "_beta", "_levels", "_measured_at", "_stays", "_tokens", "footprint", "wanted_above")
 
     def __init__(self, classes: Sequence[ClassSpec], beta: float) -> None:
         self._beta = beta
@@ -67,8 +66,8 @@ class Staffing:
             (0.0, [0.0] * len(classes)) if spec.reserve is None else None for spec in classes
         ]
         """Of each class with an automatic reserve: slots wanted, and what a slot in use of each class counts for."""
-        self.most_urgent = len(classes) - 1
-        """The first class that has traffic now."""
+        self.wanted_above = [0.0] * len(classes)
+        """By class: slots of the pool that more urgent ones want, whether in use or not."""
         self.footprint = [1.0] * len(classes)
         """By class: how much of the KV cache a request of the more urgent classes takes, for one of this class."""
 
@@ -88,14 +87,15 @@ class Staffing:
             return False
         self._measured_at = now
         rates = [arrivals.per_second(now) for arrivals in self._arrivals]
-        self.most_urgent = next((c for c, rate in enumerate(rates) if rate > _LIVE_PER_S), len(rates) - 1)
-        load = 0.0
+        load = most = 0.0
         for level, known in enumerate(self._levels):
+            self.wanted_above[level] = most
             if known is None:
                 continue
             own = rates[level] * self._stays[level].mean_s
             load += own
             wanted = load + self._beta * math.sqrt(load) if own >= _LEAST_LOAD else 0.0
+            most = max(most, wanted)
             self._levels[level] = (wanted, self._weights(level))
         self._compare_sizes(rates)
         return True
