@@ -81,6 +81,7 @@ class Admin:
                 pool.name: [self._describe(backend, now) for backend in pool.backends] for pool in admission.pools
             },
             "classifier": asdict(classifier.statistics()) if classifier is not None else None,
+            "journal": asdict(self._judge.journal.statistics()) if self._judge.journal is not None else None,
         }
 
     def _describe(self, backend: BackendSlots, now: float) -> dict[str, Any]:
@@ -100,6 +101,33 @@ class Admin:
             "models": sorted(backend.models or ()),
             "last_error": view.last_error,
         }
+
+    def _classifier_gauges(self) -> Iterable[Metric]:
+        classifier = self._judge.classifier
+        if classifier is None:
+            return
+        known = classifier.statistics()
+        yield gauge("classifier_keys", "Keys the online prior remembers.", (), [((), known.num_keys)])
+        records = [("live", known.calibration)]
+        if known.shadow is not None:
+            records.append(("shadow", known.shadow.calibration))
+            yield gauge(
+                "shadow_disagreements",
+                "Requests the shadow model would have put into another class.",
+                (),
+                [((), known.shadow.num_disagreed)],
+            )
+        for name, text, attribute in (
+            ("classifier_accuracy", "Share of answers whose class was right, forgotten slowly.", "accuracy"),
+            ("classifier_calibration_error", "Expected calibration error, forgotten slowly.", "calibration_error"),
+            (
+                "classifier_drift",
+                "How far recent errors have moved from the long run, in standard errors; 4 and more is an alarm.",
+                "drift",
+            ),
+        ):
+            rows = [((model,), float(getattr(calibration, attribute) or 0.0)) for model, calibration in records]
+            yield gauge(name, text, ("model",), rows)
 
     def _backends(self) -> list[BackendSlots]:
         return [backend for pool in self._dispatcher.admission.pools for backend in pool.backends]
@@ -133,6 +161,7 @@ class Admin:
             ("backend",),
             [((b.name,), _BREAKER_VALUES[b.health.breaker(now)]) for b in backends],
         )
+        yield from self._classifier_gauges()
         ages = [((b.name,), _age(self._pollers[b.name].view.sampled_at, now)) for b in backends]
         yield gauge(
             "telemetry_age_seconds",

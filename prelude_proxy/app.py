@@ -32,6 +32,7 @@ from prelude_proxy.dispatcher import Dispatcher
 from prelude_proxy.downstream import DownstreamLimits, Request, Server
 from prelude_proxy.errors import ConfigError
 from prelude_proxy.intake import Caller, Callers
+from prelude_proxy.journal import Journal, JournalSettings
 from prelude_proxy.judge import Judge
 from prelude_proxy.logs import AccessLog
 from prelude_proxy.metrics import Metrics
@@ -39,19 +40,25 @@ from prelude_proxy.modelfile import load_model
 from prelude_proxy.poller import Poller, PollerSettings
 from prelude_proxy.proxy import Engine, Proxy, ProxySettings
 from prelude_proxy.recorder import Recorder
+from prelude_proxy.reload import Reloader
 from prelude_proxy.upstream import Upstream, UpstreamTimeouts
 
 log = logging.getLogger("prelude_proxy")
 
 _UNBOUNDED = 2**31 - 1
 _CUT_S = 0.25
+_JOURNAL_FILES = 8
 
 
 class App:
     """One running proxy. `async with App(config) as app` serves; leaving drains and stops."""
 
-    def __init__(self, config: Config, *, api_key: str | None = None) -> None:
+    def __init__(
+        self, config: Config, *, api_key: str | None = None, reread: Callable[[], Config] | None = None
+    ) -> None:
         """Build what needs no event loop, so that a bad configuration fails before a port is opened.
+
+        `reread` gives the configuration as it is now, for `reload`.
 
         Raises:
             ConfigError: a secret is missing or the model cannot be loaded.
@@ -71,8 +78,14 @@ class App:
             if pool.api_key_env is not None
         }
         self.judge = Judge(
-            self.classes, build_rules(config.rules), self._load_classifier(), config.classifier.default_class
+            self.classes,
+            build_rules(config.rules),
+            self._load_classifier(),
+            config.classifier.default_class,
+            learns=config.classifier.online,
+            journal=self._open_journal(),
         )
+        self.reloader = Reloader(config, self.judge, reread=reread, make_rules=lambda fresh: build_rules(fresh.rules))
         self.metrics = Metrics([spec.name for spec in self.classes], max_label_values=config.limits.max_label_values)
         self.is_draining = False
         self._grace_over = asyncio.Event()
@@ -87,6 +100,9 @@ class App:
         self._build(loop)
         watchers = [asyncio.create_task(poller.run()) for poller in self.pollers.values()]
         admin = await self._listen()
+        watchers.append(asyncio.create_task(self.reloader.watch()))
+        if self.judge.journal is not None:
+            self.judge.journal.start()
         try:
             yield self
         finally:
@@ -106,6 +122,8 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, stop)
+        reloads: set[asyncio.Task[bool]] = set()
+        loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(asyncio.ensure_future(self.reloader.reload())))
         async with self.running():
             started(self)
             await stop.wait()
@@ -218,6 +236,16 @@ class App:
             classifier.set_shadow(load_model(settings.shadow_model))
         return classifier
 
+    def _open_journal(self) -> Journal | None:
+        settings = self.config.classifier
+        if settings.journal is None:
+            return None
+        per_file = max(1, settings.journal_max_bytes // _JOURNAL_FILES)
+        try:
+            return Journal(JournalSettings(settings.journal, max_file_bytes=per_file, max_files=_JOURNAL_FILES))
+        except OSError as error:
+            raise ConfigError(f"classifier.journal: {settings.journal}: {error.strerror}") from None
+
     def _upstream_timeouts(self) -> UpstreamTimeouts:
         times = self.config.timeouts
         return UpstreamTimeouts(times.connect_s, times.first_byte_s, times.idle_s, times.upstream_keepalive_s)
@@ -301,6 +329,8 @@ class App:
             engine.upstream.close()
         for control in self._controls:
             control.close()
+        if self.judge.journal is not None:
+            self.judge.journal.close()
         if self._access_log is not None:
             self._access_log.flush()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from prelude_proxy import __version__
-from prelude_proxy.commands import bench, demo, engine, serve
+from prelude_proxy.commands import bench, classifier, demo, engine, serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -14,7 +14,7 @@ def main() -> None:
     """A class-aware front door for self-hosted LLM fleets."""
 
 
-for _module in (serve, bench, demo, engine):
+for _module in (serve, classifier, bench, demo, engine):
     for _command in _module.commands:
         main.add_command(_command)
 

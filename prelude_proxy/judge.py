@@ -10,6 +10,7 @@ from prelude_proxy.core.classify import decide
 from prelude_proxy.core.domain import GENERATING, Classification, ClassSpec, RequestFacts
 from prelude_proxy.core.rules import Rule, first_match
 from prelude_proxy.errors import ClientError
+from prelude_proxy.journal import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +25,26 @@ class Verdict:
 
 
 class Judge:
-    """Joins rules and classifier; keeps no state of its own."""
+    """Joins rules and classifier, and tells classifier and journal how it turned out."""
 
     def __init__(
-        self, classes: Sequence[ClassSpec], rules: Sequence[Rule], classifier: Classifier | None, default_class: str
+        self,
+        classes: Sequence[ClassSpec],
+        rules: Sequence[Rule],
+        classifier: Classifier | None,
+        default_class: str,
+        *,
+        learns: bool = True,
+        journal: Journal | None = None,
     ) -> None:
         """`classes` by priority; without a `classifier` rules, structure and headers decide, else `default_class`."""
         self.classes = list(classes)
         self._index = {spec.name: index for index, spec in enumerate(self.classes)}
-        self._rules = list(rules)
+        self.rules = list(rules)
+        """May be exchanged between two requests."""
         self.classifier = classifier
+        self.journal = journal
+        self._learns = learns
         self._default = default_class
 
     def judge(self, facts: RequestFacts, now: float) -> tuple[Verdict, Observation | None]:
@@ -42,7 +53,7 @@ class Judge:
         Raises:
             ClientError: a rule rejects the request.
         """
-        rule = first_match(self._rules, facts) if self._rules else None
+        rule = first_match(self.rules, facts) if self.rules else None
         if rule is not None and rule.reject is not None:
             raise ClientError(rule.reject, status=rule.status, kind="rule")
         forecast = observation = None
@@ -58,10 +69,29 @@ class Judge:
         )
         return Verdict(classification, self._index[classification.name], rule.pool if rule else None), observation
 
-    def learn(self, observation: Observation, output_tokens: int, *, censored: bool, now: float) -> None:
-        """The request behind `observation` produced `output_tokens` (at least, if `censored`)."""
-        if self.classifier is not None:
+    def outgrown(self, observation: Observation, output_tokens: int, now: float) -> None:
+        """A stream under way has passed `output_tokens`.
+
+        Long answers end late: without this the first lessons of a new workload would all be of short ones.
+        """
+        if self.classifier is not None and self._learns:
+            self.classifier.learn(observation, output_tokens, censored=True, now=now)
+
+    def learn(
+        self,
+        observation: Observation,
+        output_tokens: int,
+        *,
+        censored: bool,
+        now: float,
+        class_name: str = "",
+        ts: float = 0.0,
+    ) -> None:
+        """The request behind `observation` produced `output_tokens` (at least, if `censored`); `ts` is wall time."""
+        if self.classifier is not None and self._learns:
             self.classifier.learn(observation, output_tokens, censored=censored, now=now)
+        if self.journal is not None:
+            self.journal.record(observation, output_tokens, censored=censored, class_name=class_name, ts=ts)
 
     def class_of_tokens(self, output_tokens: int) -> str:
         """The ladder class that an answer of this length belongs to."""

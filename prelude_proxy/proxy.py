@@ -320,7 +320,14 @@ class Proxy:
             facts = exchange.facts
             assert facts is not None
             cut = facts.max_tokens is not None and exchange.output_tokens >= facts.max_tokens * facts.num_choices
-            self._judge.learn(exchange.observation, exchange.output_tokens, censored=cut, now=exchange.finished_at)
+            self._judge.learn(
+                exchange.observation,
+                exchange.output_tokens,
+                censored=cut,
+                class_name=exchange.class_name,
+                now=exchange.finished_at,
+                ts=exchange.started_at,
+            )
         self._recorder.finished(exchange)
 
     def _ticket(self, request: Request, exchange: Exchange, route: Route, num_bytes: int) -> Ticket:
@@ -440,8 +447,7 @@ class Proxy:
             exchange.promoted_to = step[1]
             self._dispatcher.recharge(slot.permit, step[1])
             if exchange.observation is not None:
-                # long answers end late: without this the first lessons of a new workload are all of short ones
-                self._judge.learn(exchange.observation, step[0] + 1, censored=True, now=self._dispatcher.now())
+                self._judge.outgrown(exchange.observation, step[0] + 1, self._dispatcher.now())
 
     def _break_off(
         self, request: Request, exchange: Exchange, observer: StreamObserver | None, error: UpstreamError

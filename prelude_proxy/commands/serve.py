@@ -50,7 +50,7 @@ def serve(config: Path | None, api_key: str | None, **flags: Any) -> None:
     try:
         effective = effective_config(config, flags)
         configure_logging(effective.logging.level, effective.logging.format)
-        app = App(effective, api_key=api_key)
+        app = App(effective, api_key=api_key, reread=lambda: effective_config(config, flags))
         gc.collect()
         gc.freeze()  # what is built once is never looked at again by the collector
         gc.set_threshold(20_000, 20, 50)
