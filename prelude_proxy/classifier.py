@@ -213,14 +213,14 @@ class Classifier:
 
 
 def keys_of(facts: RequestFacts, extract: Extract) -> tuple[int, ...]:
-    """Keys of the prior, coarse to fine: tenant, model, call site, opening, template, the very prompt."""
+    """Keys of the prior, coarse to fine: tenant, model, first word, first words, call site, the very prompt."""
     tenant, model = facts.tenant, facts.model
     return (
         hash((tenant, facts.path)),
         hash((tenant, model, 1)),
-        hash((tenant, model, extract.fingerprint, facts.max_tokens, facts.has_json_schema)),
         hash((tenant, extract.opening, 2)),
         hash((tenant, extract.template, 3)),
+        hash((tenant, model, extract.fingerprint, facts.max_tokens, facts.has_json_schema)),
         hash((tenant, extract.digest, 4)),
     )
 

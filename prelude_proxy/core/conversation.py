@@ -148,14 +148,13 @@ def fingerprint(conversation: Conversation) -> int:
     return value
 
 
-def opening(text: str) -> int:
-    """How a prompt begins: a checksum of its first words."""
-    return crc32(text[:12].encode("utf-8", "replace"))
+def openings(words: list[bytes]) -> tuple[int, int]:
+    """How a prompt begins: checksums of its first word and of its first three, numbers left out.
 
-
-def template(text: str) -> int:
-    """Which template a prompt was made from: a checksum of its first line's start."""
-    return crc32(text[:40].encode("utf-8", "replace"))
+    Prompts made from one template share them even when it starts with a ticket's number.
+    """
+    first = [word for word in words[:8] if not word.isdigit()][:3]
+    return crc32(first[0]) if first else 0, crc32(b" ".join(first))
 
 
 def digest(seen: Glimpse) -> int:

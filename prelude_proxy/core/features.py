@@ -13,7 +13,7 @@ from math import log1p
 
 import numpy as np
 
-from prelude_proxy.core.conversation import Conversation, digest, fingerprint, opening, read_conversation, template
+from prelude_proxy.core.conversation import Conversation, digest, fingerprint, openings, read_conversation
 from prelude_proxy.core.domain import Endpoint, RequestFacts
 from prelude_proxy.core.lexicon import Lexicon
 from prelude_proxy.core.modelname import NAME_FEATURES, UNKNOWN_HABIT, ModelHabit, describe_name, normal_name
@@ -188,8 +188,7 @@ class FeatureExtractor:
         values += _of_shape(facts, conversation)
         values += _of_text(seen)
         values += _of_task(seen)
-        start = seen.head[:80].lstrip()
-        return Extract(values, fingerprint(conversation), opening(start), template(start), digest(seen))
+        return Extract(values, fingerprint(conversation), *openings(seen.words), digest(seen))
 
     def words(self, facts: RequestFacts) -> set[bytes]:
         """The words the lexicon reads, for training it."""

@@ -40,7 +40,7 @@ class PriorSettings:
     max_keys: int = 50_000
     max_weight: float = 200.0
     """Answers that a memory remembers."""
-    shift_shrinkage: float = 7.0
+    shift_shrinkage: float = 10.0
     """Answers after which a key's residual mean counts half."""
     count_shrinkage: float = 4.0
     """Answers after which a key's own distribution counts half."""
@@ -50,7 +50,7 @@ class PriorSettings:
     """Answers after which a tenant's own tilt counts half."""
     learning_rate: float = 0.35
     """Of Hedge, per nat of log-loss."""
-    forgetting: float = 0.985
+    forgetting: float = 0.99
     """What a log-loss weighs after one more answer."""
     global_share: float = 0.2
     """Part of the weights over all tenants in a tenant's own."""

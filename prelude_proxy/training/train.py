@@ -42,9 +42,9 @@ _LEVEL = FEATURES.index("habit_level")
 class TrainSettings:
     """How a model is trained. Chosen on a group-split validation set; see the model card."""
 
-    rounds: int = 100
-    depth: int = 5
-    learning_rate: float = 0.22
+    rounds: int = 80
+    depth: int = 6
+    learning_rate: float = 0.18
     min_child_weight: float = 5.0
     subsample: float = 0.8
     hide_names: float = 0.1
