@@ -223,7 +223,6 @@ class Admission:
     def first_token(self, permit: Permit, ttft_s: float, *, has_telemetry: bool, now: float) -> list[Decision]:
         """The first token of an answer arrived `ttft_s` after dispatch."""
         backend = permit.backend
-        permit.prefill_tokens = 0
         backend.start(permit)
         size = backend.window.size
         backend.window.observe_first_token(

@@ -80,6 +80,7 @@ class BackendSlots:
         "num_started",
         "open_mask",
         "outstanding_work",
+        "pending_prefill_tokens",
         "permits",
         "pool",
         "routes",
@@ -115,6 +116,8 @@ class BackendSlots:
         self.kept = [0] * num_classes
         """By class, slots here that the automatic reserve keeps free of it."""
         self.outstanding_work = 0
+        self.pending_prefill_tokens = 0
+        """Prompt tokens of live permits whose answer has not begun."""
         self.available = False
         self.routes: list[Route] = []
         self.open_mask = 0
@@ -147,12 +150,15 @@ class BackendSlots:
         self.pool.permits[permit.klass].add(permit)
         self.pool.is_balanced = False
         self.outstanding_work += permit.work
+        self.pending_prefill_tokens += permit.prefill_tokens
 
     def start(self, permit: Permit) -> None:
         """Its answer has begun."""
         if not (permit.started or permit.released):
             permit.started = True
             self.num_started += 1
+            self.pending_prefill_tokens -= permit.prefill_tokens
+            permit.prefill_tokens = 0
 
     def give_back(self, permit: Permit) -> None:
         """It has ended."""
@@ -162,6 +168,8 @@ class BackendSlots:
         self.pool.is_balanced = False
         self.outstanding_work -= permit.work
         self.num_started -= permit.started
+        self.pending_prefill_tokens -= permit.prefill_tokens
+        permit.prefill_tokens = 0
 
     def recharge(self, permit: Permit, klass: int, now: float) -> None:
         """It counts for another class from now on."""
