@@ -18,14 +18,12 @@ from prelude_proxy.admin import Admin
 from prelude_proxy.classifier import Classifier
 from prelude_proxy.config import Admin as AdminConfig
 from prelude_proxy.config import Backend, Config, Listen, Pool, read_secret
-from prelude_proxy.config import Rule as RuleConfig
 from prelude_proxy.core.admission import Admission, QueueBounds
 from prelude_proxy.core.catalog import Catalog
 from prelude_proxy.core.domain import ClassSpec, EngineKind
 from prelude_proxy.core.health import Health, HealthPolicy
 from prelude_proxy.core.limits import BackendSlots, PoolSlots
 from prelude_proxy.core.routing import LeastRequests, LeastWork
-from prelude_proxy.core.rules import Bounds, Condition, Rule
 from prelude_proxy.core.telemetry import has_telemetry
 from prelude_proxy.core.window import Window
 from prelude_proxy.dispatcher import Dispatcher
@@ -79,13 +77,13 @@ class App:
         }
         self.judge = Judge(
             self.classes,
-            build_rules(config.rules),
+            config.core_rules(),
             self._load_classifier(),
             config.classifier.default_class,
             learns=config.classifier.online,
             journal=self._open_journal(),
         )
-        self.reloader = Reloader(config, self.judge, reread=reread, make_rules=lambda fresh: build_rules(fresh.rules))
+        self.reloader = Reloader(config, self.judge, reread=reread, make_rules=Config.core_rules)
         self.metrics = Metrics([spec.name for spec in self.classes], max_label_values=config.limits.max_label_values)
         self.is_draining = False
         self._grace_over = asyncio.Event()
@@ -349,36 +347,6 @@ class App:
             listed.setdefault(name, {"id": name, "object": "model", "created": 0, "owned_by": "prelude-proxy"})
         body = orjson.dumps({"object": "list", "data": list(listed.values())})
         request.respond(200, [(b"content-type", b"application/json")], body)
-
-
-def build_rules(rules: list[RuleConfig]) -> list[Rule]:
-    """The configured rules as the core matches them."""
-
-    def bounds(given: Any) -> Bounds | None:
-        return None if given is None else (given.min, given.max)
-
-    return [
-        Rule(
-            rule.name,
-            Condition(
-                path=rule.when.path,
-                headers={name.lower(): pattern for name, pattern in rule.when.headers.items()},
-                tenant=rule.when.tenant,
-                model=rule.when.model,
-                prompt_tokens=bounds(rule.when.prompt_tokens),
-                max_tokens=bounds(rule.when.max_tokens),
-                stream=rule.when.stream,
-                tools=rule.when.tools,
-                json_schema=rule.when.json_schema,
-                reasoning=rule.when.reasoning,
-            ),
-            class_name=rule.class_,
-            pool=rule.pool,
-            reject=rule.reject,
-            status=rule.status,
-        )
-        for rule in rules
-    ]
 
 
 def promotions(classes: list[ClassSpec]) -> tuple[tuple[int, int] | None, ...]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from prelude_proxy.core import rules
 from prelude_proxy.core.domain import ClassSpec, EngineKind
 from prelude_proxy.errors import ConfigError
 
@@ -432,10 +433,39 @@ class Config(_Section):
         ]
         return sorted(specs, key=lambda spec: spec.priority)
 
+    def core_rules(self) -> list[rules.Rule]:
+        """The rules as the core matches them."""
+        return [
+            rules.Rule(
+                rule.name,
+                rules.Condition(
+                    path=rule.when.path,
+                    headers={name.lower(): pattern for name, pattern in rule.when.headers.items()},
+                    tenant=rule.when.tenant,
+                    model=rule.when.model,
+                    prompt_tokens=_bounds(rule.when.prompt_tokens),
+                    max_tokens=_bounds(rule.when.max_tokens),
+                    stream=rule.when.stream,
+                    tools=rule.when.tools,
+                    json_schema=rule.when.json_schema,
+                    reasoning=rule.when.reasoning,
+                ),
+                class_name=rule.class_,
+                pool=rule.pool,
+                reject=rule.reject,
+                status=rule.status,
+            )
+            for rule in self.rules
+        ]
+
     def dump_yaml(self) -> str:
         """The effective configuration, defaults filled in."""
         plain = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _bounds(given: Range | None) -> rules.Bounds | None:
+    return None if given is None else (given.min, given.max)
 
 
 def _unique(where: str, names: list[str]) -> None:

@@ -151,10 +151,8 @@ def explain_request(
 
 def _configured(path: Path | None) -> tuple[list[ClassSpec], list[Rule], Path | None, str]:
     """Classes, rules, model file and default class of a configuration, or of none."""
-    from prelude_proxy.app import build_rules  # noqa: PLC0415 - the server's libraries, needed here alone
-
     config = build_config({}) if path is None else load_config(path)
-    return config.class_specs(), build_rules(config.rules), config.classifier.model, config.classifier.default_class
+    return config.class_specs(), config.core_rules(), config.classifier.model, config.classifier.default_class
 
 
 def _pushed(path: Path, classifier: Classifier, facts: RequestFacts, top: int) -> list[Contribution] | None:

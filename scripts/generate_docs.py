@@ -35,7 +35,8 @@ def configuration() -> str:
         NOTE,
         "# Configuration\n\n",
         "YAML, read with `prelude-proxy serve --config FILE`; flags override it, each flag has an environment ",
-        "variable `PRELUDE_…` (see `prelude-proxy serve --help`). Unknown keys are errors. `prelude-proxy check-config FILE` ",
+        "variable `PRELUDE_…` (see `prelude-proxy serve --help`). Unknown keys are errors. ",
+        "`prelude-proxy check-config FILE` ",
         "validates and prints the effective configuration. A commented example: ",
         "[config.example.yaml](../config.example.yaml).\n\n",
     ]

@@ -30,7 +30,7 @@ def started(run, monkeypatch):
     seen = {}
 
     class Stopped:
-        def __init__(self, config: Config, *, api_key: str | None) -> None:
+        def __init__(self, config: Config, *, api_key: str | None, **_: object) -> None:
             seen.update(config=config, api_key=api_key)
             raise ConfigError("stopped by the test")
 

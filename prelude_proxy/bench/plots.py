@@ -34,7 +34,7 @@ class PlotError(Exception):
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (an optional dependency)
-        from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415  (an optional dependency)
     except ImportError:
         raise PlotError(PLOT_HINT) from None
     figure = Figure(figsize=size, dpi=130, layout="constrained")

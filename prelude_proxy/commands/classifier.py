@@ -276,9 +276,9 @@ class _Bar:
 
 def _need_training_libraries() -> None:
     try:
-        import scipy  # noqa: F401
-        import xgboost  # noqa: F401
-        import zstandard  # noqa: F401
+        import scipy  # noqa: F401  is it there?
+        import xgboost  # noqa: F401  is it there?
+        import zstandard  # noqa: F401  is it there?
     except ImportError as error:
         _fail(f"{error.name} is missing: pip install 'prelude-proxy[train]'")
 

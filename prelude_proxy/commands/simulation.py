@@ -117,12 +117,11 @@ def _forecaster(config: Config, kind: str, seed: int) -> Forecaster:
     """A fresh one for every run: what one run taught must not help the next."""
     classes = config.class_specs()
     if kind == "model":
-        from prelude_proxy.app import build_rules
         from prelude_proxy.classifier import Classifier
         from prelude_proxy.modelfile import load_model
 
         classifier = Classifier(load_model(config.classifier.model), classes)
-        return Real(Judge(classes, build_rules(config.rules), classifier, config.classifier.default_class))
+        return Real(Judge(classes, config.core_rules(), classifier, config.classifier.default_class))
     return Oracle(Ladder(classes)) if kind == "oracle" else Noisy(Ladder(classes), seed)
 
 

@@ -128,7 +128,7 @@ class Real:
         """As the proxy does at the end of an answer."""
         observation = self._seen.pop(id(item), None)
         if observation is not None:
-            self._judge.learn(observation, item.output_tokens, censored=False, now=now)  # type: ignore[arg-type]
+            self._judge.learn(observation, item.output_tokens, censored=False, now=now)  # type: ignore[arg-type]  the judge gave it
 
 
 def _bound(value: int | None) -> float:

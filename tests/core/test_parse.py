@@ -16,10 +16,10 @@ from prelude_proxy.errors import ClientError
 
 CHAT = "/v1/chat/completions"
 
-FIELDS = (
-    "model messages prompt input inputs stream max_tokens n tools system parameters response_format reasoning "
-    "thinking chat_template_kwargs documents structured_outputs"
-).split()
+FIELDS = [
+    "model", "messages", "prompt", "input", "inputs", "stream", "max_tokens", "n", "tools", "system", "parameters",
+    "response_format", "reasoning", "thinking", "chat_template_kwargs", "documents", "structured_outputs",
+]  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: (
