@@ -10,6 +10,7 @@ from typing import Protocol
 import orjson
 
 from prelude_proxy.bench.workload import WorkItem
+from prelude_proxy.classifier import Observation
 from prelude_proxy.core.domain import Classification, ClassSpec
 from prelude_proxy.core.parse import parse_request
 from prelude_proxy.judge import Judge
@@ -127,8 +128,8 @@ class Real:
     def learn(self, item: WorkItem, now: float) -> None:
         """As the proxy does at the end of an answer."""
         observation = self._seen.pop(id(item), None)
-        if observation is not None:
-            self._judge.learn(observation, item.output_tokens, censored=False, now=now)  # type: ignore[arg-type]  the judge gave it
+        if isinstance(observation, Observation):
+            self._judge.learn(observation, item.output_tokens, censored=False, now=now)
 
 
 def _bound(value: int | None) -> float:
