@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log1p
+from math import expm1, log1p
 
 import numpy as np
 
 from prelude_proxy.core.conversation import Conversation, digest, fingerprint, openings, read_conversation
+from prelude_proxy.core.cues import Cue, read_cue
 from prelude_proxy.core.domain import Endpoint, RequestFacts
 from prelude_proxy.core.lexicon import Lexicon
 from prelude_proxy.core.modelname import NAME_FEATURES, UNKNOWN_HABIT, ModelHabit, describe_name, normal_name
@@ -152,6 +153,9 @@ FEATURES: tuple[str, ...] = (
 """Names of the numbers, in the order of the vector."""
 
 
+_HABIT_SUPPORT = FEATURES.index("habit_support")
+
+
 @dataclass(slots=True)
 class Extract:
     """What one request looks like to the model, and the keys under which the prior remembers it."""
@@ -161,6 +165,8 @@ class Extract:
     opening: int
     template: int
     digest: int
+    cue: Cue | None = None
+    """What the prompt says outright; no number for the trees."""
 
 
 class FeatureExtractor:
@@ -187,8 +193,12 @@ class FeatureExtractor:
         values += self._of_name(facts.model or "")
         values += _of_shape(facts, conversation)
         values += _of_text(seen)
-        values += _of_task(seen)
-        return Extract(values, fingerprint(conversation), *openings(seen.words), digest(seen))
+        task = _of_task(seen)
+        values += task
+        cue = read_cue(
+            seen.words, seen.distinct, asked=(expm1(task[0]), task[1]), is_known_model=values[_HABIT_SUPPORT] > 0.0
+        )
+        return Extract(values, fingerprint(conversation), *openings(seen.words), digest(seen), cue)
 
     def words(self, facts: RequestFacts) -> set[bytes]:
         """The words the lexicon reads, for training it."""

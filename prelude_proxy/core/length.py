@@ -38,7 +38,8 @@ class LengthModel:
         """Features, the same in float32 as the forest reads them, and the probability of each bin, of one choice."""
         extract = self.extractor.extract(facts)
         packed = _VECTOR.pack(*extract.values)
-        return extract, packed, self.of_values(np.frombuffer(packed, dtype=np.float32))
+        probabilities = self.of_values(np.frombuffer(packed, dtype=np.float32))
+        return extract, packed, probabilities if extract.cue is None else extract.cue.applied_to(probabilities)
 
     def of_values(self, values: Vector) -> Vector:
         """Probability of each bin for a feature vector."""

@@ -114,7 +114,7 @@ class _Line:
         self.counts = np.zeros(NUM_BINS, dtype=np.float32)
         self.forecasts = np.zeros(NUM_BINS, dtype=np.float32)
         """Answers per bin, and the sum of the model's forecasts for them."""
-        self.odds = np.ones(NUM_BINS, dtype=np.float32)
+        self.odds: NDArray[np.floating] = np.ones(NUM_BINS, dtype=np.float32)
         """By how much each bin is more frequent than the model says."""
 
 
@@ -153,18 +153,17 @@ class OnlinePrior:
         if line.weight == 0.0:
             return Blend(static, mean, mean, sigma, static)
         rows = [row for row in map(self._rows.get, keys) if row is not None]
-        share = self._settings.global_share
-        reweighted, corrected, history = [
-            own + share * (all_ - own) for own, all_ in zip(line.trusted, self._overall.trusted, strict=True)
-        ]
-        left, parts = self._nested(rows, history)
-        factor = line.odds * (reweighted / float(static.dot(line.odds)))
-        factor += left
-        blended = shift(static, mean, self._corrected_mean(line, rows, mean), line.stretch)
-        blended *= corrected
-        blended += static * factor
-        if parts:
-            blended += np.array(parts, dtype=np.float32).dot(self._counts.take(rows, axis=0))
+        corrected, history = self._trust(line)
+        blended = static * (line.odds * ((1.0 - corrected - history) / float(static.dot(line.odds))))
+        if corrected > 0.0:
+            moved = shift(static, mean, self._corrected_mean(line, rows, mean), line.stretch)
+            moved *= corrected
+            blended += moved
+        if history > 0.0:
+            left, parts = self._nested(rows, history)
+            blended += static * left
+            if parts:
+                blended += np.array(parts, dtype=np.float32).dot(self._counts.take(rows, axis=0))
         return Blend(static, float(blended.dot(_MIDDLES)), mean, sigma, blended)
 
     def learn(self, keys: tuple[int, ...], blend: Blend, tokens: float) -> None:
@@ -185,6 +184,14 @@ class OnlinePrior:
             self._refresh(each)
 
     # --- experts ------------------------------------------------------------------------------------------------------
+
+    def _trust(self, line: _Line) -> tuple[float, float]:
+        """Weights of *corrected* and *history*, the rest being *reweighted*'s; negligible ones are left out."""
+        share = self._settings.global_share
+        _, corrected, history = [
+            own + share * (all_ - own) for own, all_ in zip(line.trusted, self._overall.trusted, strict=True)
+        ]
+        return corrected if corrected > _NEGLIGIBLE else 0.0, history if history > _NEGLIGIBLE else 0.0
 
     def _corrected_mean(self, line: _Line, rows: list[int], mean: float) -> float:
         return line.intercept + line.slope * mean + sum(map(self._offsets.__getitem__, rows))
@@ -316,6 +323,8 @@ class OnlinePrior:
         return line
 
 
+_NEGLIGIBLE = 0.01
+"""Weight of an expert below which it is left out of a forecast. It goes on being judged, and may come back."""
 _MAX_SLOPE = 3.0
 """A tenant whose answers differ that much more than forecast is believed; beyond it is noise."""
 _SLOPE_VARIANCE = 0.3
