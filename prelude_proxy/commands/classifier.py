@@ -92,6 +92,7 @@ def train(data: Path | None, journal: Path | None, out: Path, force: bool, as_js
 @click.option("--label-delay", type=click.IntRange(0), default=50, help="Rows before a row's length is known.")
 @click.option("--predictions", type=click.Path(dir_okay=False, path_type=Path), help="Write a JSON line a row.")
 @click.option("--source", multiple=True, help="Only rows of this source. Repeatable.")
+@click.option("--held-out", is_flag=True, help="Only the tenth that `train` keeps back, mixed by checksum.")
 @click.option("--baselines", type=_FILE, help="Also train the baselines on these rows and score them on --data.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def evaluate(data: Path, model: Path | None, as_json: bool, **options: Any) -> None:
@@ -100,6 +101,7 @@ def evaluate(data: Path, model: Path | None, as_json: bool, **options: Any) -> N
     from prelude_proxy.modelfile import load_model
     from prelude_proxy.training.dataset import read_rows
     from prelude_proxy.training.evaluate import forecast_rows, report_on
+    from prelude_proxy.training.train import held_out
 
     wanted = frozenset(options["source"])
     try:
@@ -107,6 +109,8 @@ def evaluate(data: Path, model: Path | None, as_json: bool, **options: Any) -> N
         loaded = load_model(model)
     except (ConfigError, ValueError, KeyError, TypeError, OSError) as error:
         _fail(f"cannot read: {error}")
+    if options["held_out"]:
+        rows = held_out(rows)
     if not rows:
         _fail(f"{data}: no rows")
     with _Bar("evaluating", quiet=as_json) as bar:

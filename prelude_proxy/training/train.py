@@ -254,6 +254,12 @@ def is_held_out(group: str) -> bool:
     return crc32(b"held out " + group.encode()) % HELD_OUT_SHARE == 0
 
 
+def held_out(rows: Sequence[Row]) -> list[Row]:
+    """The rows that `train` would keep back of a file, in an order that mixes sources and is the same in every run."""
+    kept = [row for row in cap_sources(list(rows)) if is_held_out(row.group)]
+    return sorted(kept, key=lambda row: crc32(row.body))
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """A new model and the one in use, on rows neither was trained on (if the old one came from here)."""
