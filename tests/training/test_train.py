@@ -143,6 +143,13 @@ def test_rows_the_proxy_would_refuse_are_counted(tmp_path: Path, trained: Path) 
     assert orjson.loads(result.stdout)["refused"] == 1
 
 
+def test_only_what_training_kept_back_can_be_scored(data: Path, trained: Path) -> None:
+    """The same rows in every run, fewer than all, none of a prompt that was trained on."""
+    first, second = (run(evaluate, "--data", data, "--model", trained, "--held-out", "--json").stdout for _ in "ab")
+    assert first == second
+    assert 0 < orjson.loads(first)["pooled"]["rows"] < 300
+
+
 def test_baselines_are_scored_beside(data: Path, trained: Path) -> None:
     """Five of them, on the same rows."""
     result = run(evaluate, "--data", data, "--model", trained, "--baselines", data, "--json")
