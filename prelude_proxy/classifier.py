@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 
-from prelude_proxy.core.bins import censored_mean, forecast_of
+import numpy as np
+from numpy.typing import NDArray
+
+from prelude_proxy.core.bins import EDGES, censored_mean, forecast_of
 from prelude_proxy.core.calibration import Calibration, CalibrationStatistics, log_error
 from prelude_proxy.core.classify import DEFAULT_CUTOFFS, Cutoffs, ladder_of, probability_above
 from prelude_proxy.core.domain import ClassSpec, Forecast, RequestFacts
@@ -107,7 +110,7 @@ class Classifier:
         self._num_classified += 1
         live = self._live
         extract, values, static = live.model.predict(facts)
-        keys = keys_of(facts, extract)
+        keys = keys_of(facts, extract, stratum_of(static))
         blend = live.prior.predict(keys, static)
         shadow = None
         if self._shadow is not None:
@@ -212,17 +215,33 @@ class Classifier:
         )
 
 
-def keys_of(facts: RequestFacts, extract: Extract) -> tuple[int, ...]:
-    """Keys of the prior, coarse to fine: tenant, model, first word, first words, call site, the very prompt."""
+def keys_of(facts: RequestFacts, extract: Extract, stratum: int) -> tuple[int, ...]:
+    """Keys of the prior, coarse to fine: tenant, model, first word, first words, call site, the very prompt.
+
+    The coarse ones are kept apart by `stratum`. Which answers are known at any time depends on what was dispatched, so
+    on the forecast: while deep work is held, only short answers come back. Given the forecast, the known ones are a
+    fair sample; over all strata they are not, and everything would soon be taken for short.
+    """
     tenant, model = facts.tenant, facts.model
     return (
-        hash((tenant, facts.path)),
-        hash((tenant, model, 1)),
+        hash((tenant, facts.path, stratum)),
+        hash((tenant, model, stratum, 1)),
         hash((tenant, extract.opening, 2)),
         hash((tenant, extract.template, 3)),
-        hash((tenant, model, extract.fingerprint, facts.max_tokens, facts.has_json_schema)),
+        hash((tenant, model, extract.fingerprint, facts.max_tokens, facts.has_json_schema, stratum)),
         hash((tenant, extract.digest, 4)),
     )
+
+
+def stratum_of(static: NDArray[np.float32]) -> int:
+    """Rough class by the model alone: 0 short, 1 middle, 2 long."""
+    if float(static[:_SHORT_BINS].sum()) >= 0.5:
+        return 0
+    return 2 if float(static[_MIDDLE_BINS:].sum()) >= 0.35 else 1
+
+
+_SHORT_BINS = EDGES.index(64) + 1
+_MIDDLE_BINS = EDGES.index(512) + 1
 
 
 def _holds(spec: ClassSpec, tokens: float) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prelude_proxy.classifier import Classifier, Observation
 from prelude_proxy.core.classify import decide
 from prelude_proxy.core.domain import GENERATING, Classification, ClassSpec, RequestFacts
+from prelude_proxy.core.lessons import Lesson, Lessons
 from prelude_proxy.core.rules import Rule, first_match
 from prelude_proxy.errors import ClientError
 from prelude_proxy.journal import Journal
@@ -45,6 +46,7 @@ class Judge:
         self.classifier = classifier
         self.journal = journal
         self._learns = learns
+        self._lessons: Lessons[Observation] = Lessons()
         self._default = default_class
 
     def judge(self, facts: RequestFacts, now: float) -> tuple[Verdict, Observation | None]:
@@ -69,17 +71,17 @@ class Judge:
         )
         return Verdict(classification, self._index[classification.name], rule.pool if rule else None), observation
 
-    def outgrown(self, observation: Observation, output_tokens: int, now: float) -> None:
-        """A stream under way has passed `output_tokens`.
+    def dispatched(self, observation: Observation, now: float) -> Lesson[Observation]:
+        """The request goes to an engine: from now on there is something to learn."""
+        return self._lessons.open(observation, now)
 
-        Long answers end late: without this the first lessons of a new workload would all be of short ones.
-        """
-        if self.classifier is not None and self._learns:
-            self.classifier.learn(observation, output_tokens, censored=True, now=now)
+    def outgrown(self, lesson: Lesson[Observation], output_tokens: int, now: float) -> None:
+        """The answer under way has passed `output_tokens`."""
+        self._teach(self._lessons.know(lesson, output_tokens, censored=True, now=now), now)
 
-    def learn(
+    def ended(
         self,
-        observation: Observation,
+        lesson: Lesson[Observation],
         output_tokens: int,
         *,
         censored: bool,
@@ -87,11 +89,15 @@ class Judge:
         class_name: str = "",
         ts: float = 0.0,
     ) -> None:
-        """The request behind `observation` produced `output_tokens` (at least, if `censored`); `ts` is wall time."""
+        """The answer ended with `output_tokens` (at least, if `censored`; 0: nothing to learn). `ts` is wall time."""
+        self._teach(self._lessons.know(lesson, output_tokens, censored=censored, now=now), now)
+        if self.journal is not None and output_tokens:
+            self.journal.record(lesson.subject, output_tokens, censored=censored, class_name=class_name, ts=ts)
+
+    def _teach(self, lessons: list[Lesson[Observation]], now: float) -> None:
         if self.classifier is not None and self._learns:
-            self.classifier.learn(observation, output_tokens, censored=censored, now=now)
-        if self.journal is not None:
-            self.journal.record(observation, output_tokens, censored=censored, class_name=class_name, ts=ts)
+            for lesson in lessons:
+                self.classifier.learn(lesson.subject, lesson.output_tokens, censored=lesson.censored, now=now)
 
     def class_of_tokens(self, output_tokens: int) -> str:
         """The ladder class that an answer of this length belongs to."""

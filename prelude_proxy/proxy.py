@@ -22,6 +22,7 @@ from prelude_proxy.core.catalog import Catalog
 from prelude_proxy.core.dialects import error_body
 from prelude_proxy.core.domain import Dialect, Endpoint, EngineKind, RequestFacts
 from prelude_proxy.core.headers import end_to_end, request_head
+from prelude_proxy.core.lessons import Lesson
 from prelude_proxy.core.limits import BackendSlots, Route
 from prelude_proxy.core.outcome import Outcome
 from prelude_proxy.core.parse import dialect_of, endpoint_of, parse_request
@@ -82,6 +83,7 @@ class Exchange:
     facts: RequestFacts | None = None
     verdict: Verdict | None = None
     observation: Observation | None = None
+    lesson: Lesson[Observation] | None = None
     outcome: Outcome = Outcome.INTERNAL
     status: int = 0
     error: str | None = None
@@ -258,6 +260,8 @@ class Proxy:
         exchange.held_s = now - exchange.ready_at
         exchange.backend = engine.slots.name
         exchange.outcome = Outcome.CLIENT_GONE  # until it is otherwise: a client may leave at any await below
+        if exchange.observation is not None and exchange.lesson is None:
+            exchange.lesson = self._judge.dispatched(exchange.observation, now)
         try:
             response = await self._send(request, exchange, engine, body, slot.permit.klass)
             try:
@@ -316,14 +320,13 @@ class Proxy:
         exchange.finished_at = self._dispatcher.now()
         if exchange.ready_at and not exchange.dispatched_at:
             exchange.held_s = exchange.finished_at - exchange.ready_at
-        if exchange.output_tokens and exchange.observation is not None and exchange.outcome is Outcome.OK:
-            facts = exchange.facts
+        if exchange.lesson is not None:
+            facts, tokens = exchange.facts, exchange.output_tokens or 0
             assert facts is not None
-            cut = facts.max_tokens is not None and exchange.output_tokens >= facts.max_tokens * facts.num_choices
-            self._judge.learn(
-                exchange.observation,
-                exchange.output_tokens,
-                censored=cut,
+            self._judge.ended(
+                exchange.lesson,
+                tokens if exchange.outcome is Outcome.OK else 0,
+                censored=facts.max_tokens is not None and tokens >= facts.max_tokens * facts.num_choices,
                 class_name=exchange.class_name,
                 now=exchange.finished_at,
                 ts=exchange.started_at,
@@ -446,8 +449,8 @@ class Proxy:
             self._recorder.promoted(exchange, step[1])
             exchange.promoted_to = step[1]
             self._dispatcher.recharge(slot.permit, step[1])
-            if exchange.observation is not None:
-                self._judge.outgrown(exchange.observation, step[0] + 1, self._dispatcher.now())
+            if exchange.lesson is not None:
+                self._judge.outgrown(exchange.lesson, step[0] + 1, self._dispatcher.now())
 
     def _break_off(
         self, request: Request, exchange: Exchange, observer: StreamObserver | None, error: UpstreamError

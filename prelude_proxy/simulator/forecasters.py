@@ -12,20 +12,42 @@ import orjson
 from prelude_proxy.bench.workload import WorkItem
 from prelude_proxy.classifier import Observation
 from prelude_proxy.core.domain import Classification, ClassSpec
+from prelude_proxy.core.lessons import Lesson
 from prelude_proxy.core.parse import parse_request
 from prelude_proxy.judge import Judge
 
 
 class Forecaster(Protocol):
-    """Stands for the classifier. Called once an arrival, and once an end."""
+    """Stands for the classifier, and is told what the proxy's own is told."""
 
     def classify(self, item: WorkItem, now: float) -> Classification:
         """The class of a request and its expected output tokens."""
         ...
 
-    def learn(self, item: WorkItem, now: float) -> None:
+    def dispatched(self, item: WorkItem, now: float) -> None:
+        """It goes to an engine."""
+        ...
+
+    def outgrown(self, item: WorkItem, output_tokens: int, now: float) -> None:
+        """Its answer under way has passed `output_tokens`."""
+        ...
+
+    def ended(self, item: WorkItem, now: float) -> None:
         """Its answer has ended and its length is known."""
         ...
+
+
+class _Unteachable:
+    """Knows what it knows."""
+
+    def dispatched(self, item: WorkItem, now: float) -> None:
+        """Nothing to learn."""
+
+    def outgrown(self, item: WorkItem, output_tokens: int, now: float) -> None:
+        """Nothing to learn."""
+
+    def ended(self, item: WorkItem, now: float) -> None:
+        """Nothing to learn."""
 
 
 class Ladder:
@@ -45,7 +67,7 @@ class Ladder:
         return self._rungs[-1].name
 
 
-class Oracle:
+class Oracle(_Unteachable):
     """Perfect classes and lengths."""
 
     def __init__(self, ladder: Ladder) -> None:
@@ -56,11 +78,8 @@ class Oracle:
         name = self._ladder.class_of(item.output_tokens, item.prompt_tokens, certain=True)
         return Classification(name, "header", float(item.output_tokens))
 
-    def learn(self, item: WorkItem, now: float) -> None:
-        """Nothing to learn."""
 
-
-class Noisy:
+class Noisy(_Unteachable):
     """A guess that is log-normal around the truth: ln(guess / truth) ~ N(0, σ²).
 
     σ = 0.6 puts about as many requests of the usual mixes into a wrong class as the shipped model does.
@@ -76,11 +95,8 @@ class Noisy:
         guess = max(1.0, item.output_tokens * math.exp(self._rng.gauss(0.0, self._sigma)))
         return Classification(self._ladder.class_of(guess, item.prompt_tokens), "model", guess)
 
-    def learn(self, item: WorkItem, now: float) -> None:
-        """Nothing to learn."""
 
-
-class Confused:
+class Confused(_Unteachable):
     """A guessed class by a confusion matrix: `matrix[true][guessed]` are weights; a length is its class's middle."""
 
     def __init__(
@@ -98,9 +114,6 @@ class Confused:
         guessed = self._rng.choices(names, weights)[0]
         return Classification(guessed, "model", self._middles.get(guessed, float(item.output_tokens)))
 
-    def learn(self, item: WorkItem, now: float) -> None:
-        """Nothing to learn."""
-
 
 class Real:
     """The proxy's own judge, model and online learning, on the prompts of the plan."""
@@ -108,7 +121,8 @@ class Real:
     def __init__(self, judge: Judge, max_tokens: int = 2048) -> None:
         self._judge = judge
         self._max_tokens = max_tokens
-        self._seen: dict[int, object] = {}
+        self._seen: dict[int, Observation] = {}
+        self._lessons: dict[int, Lesson[Observation]] = {}
 
     def classify(self, item: WorkItem, now: float) -> Classification:
         """What the proxy would say.
@@ -125,11 +139,23 @@ class Real:
             self._seen[id(item)] = observation
         return verdict.classification
 
-    def learn(self, item: WorkItem, now: float) -> None:
-        """As the proxy does at the end of an answer."""
+    def dispatched(self, item: WorkItem, now: float) -> None:
+        """Opens its lesson, once."""
         observation = self._seen.pop(id(item), None)
-        if isinstance(observation, Observation):
-            self._judge.learn(observation, item.output_tokens, censored=False, now=now)
+        if observation is not None:
+            self._lessons[id(item)] = self._judge.dispatched(observation, now)
+
+    def outgrown(self, item: WorkItem, output_tokens: int, now: float) -> None:
+        """A lower bound is known."""
+        lesson = self._lessons.get(id(item))
+        if lesson is not None:
+            self._judge.outgrown(lesson, output_tokens, now)
+
+    def ended(self, item: WorkItem, now: float) -> None:
+        """The length is known."""
+        lesson = self._lessons.pop(id(item), None)
+        if lesson is not None:
+            self._judge.ended(lesson, item.output_tokens, censored=False, now=now)
 
 
 def _bound(value: int | None) -> float:

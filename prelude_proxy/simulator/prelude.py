@@ -101,7 +101,7 @@ class Prelude:
     def finished(self, job: Job, now: float) -> None:
         """Give the slot back, learn the length."""
         assert job.permit is not None
-        self._forecaster.learn(job.item, now)
+        self._forecaster.ended(job.item, now)
         self._apply(self.admission.release(job.permit, Outcome.OK, now), now)
 
     def refused(self, job: Job, now: float) -> None:
@@ -152,6 +152,7 @@ class Prelude:
             job: Job = decision.ticket.payload
             if isinstance(decision, Dispatch):
                 job.permit = decision.permit
+                self._forecaster.dispatched(job.item, now)
                 self._world.send(job, decision.permit.backend.index, now, priority=job.klass)
             else:
                 self._world.shed(job, 503 if decision.reason is DropReason.NO_ENDPOINTS else 429, now)
@@ -178,6 +179,7 @@ class Prelude:
             self._world.at(now + missing * self._world.step_s(job), self._look, job)
             return
         self._apply(self.admission.recharge(job.permit, step[1], now), now)
+        self._forecaster.outgrown(job.item, step[0] + 1, now)
         self._watch(job, now)
 
     def _look(self, job: Job, now: float) -> None:

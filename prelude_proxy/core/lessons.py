@@ -1,0 +1,78 @@
+"""The order in which answers are learned from: that of dispatch, not that of completion.
+
+Short answers end first. Whoever learns from each answer as it ends has, in the first seconds of a new workload, only
+ever seen short ones, takes every request for short, fills the engines with long ones and so sees no more ends at all.
+So the lesson of an answer waits until every answer dispatched before it is known too: known to have ended, to have
+failed, or to be longer than its class (a lower bound is a lesson as well). An answer of which nothing is heard holds
+the others up for `patience_s` at most; its own lesson is then taken whenever it comes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Generic, TypeVar
+
+Subject = TypeVar("Subject")
+
+PATIENCE_S = 5.0
+_MAX_WAITING = 65536
+
+
+class _State(Enum):
+    OPEN = auto()
+    KNOWN = auto()
+    TAKEN = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Lesson(Generic[Subject]):
+    """What there is to learn from one answer, once it is known."""
+
+    subject: Subject
+    opened_at: float
+    output_tokens: float = 0.0
+    """0: nothing is to be learned from it."""
+    censored: bool = False
+    state: _State = _State.OPEN
+
+
+class Lessons(Generic[Subject]):
+    """Gives lessons back in the order in which they were opened."""
+
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        self._patience_s = patience_s
+        self._waiting: deque[Lesson[Subject]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def open(self, subject: Subject, now: float) -> Lesson[Subject]:
+        """A request was dispatched; its lesson takes its place in the order."""
+        lesson = Lesson(subject, now)
+        self._waiting.append(lesson)
+        if len(self._waiting) > _MAX_WAITING:
+            self._waiting.popleft().state = _State.TAKEN
+        return lesson
+
+    def know(
+        self, lesson: Lesson[Subject], output_tokens: float, *, censored: bool, now: float
+    ) -> list[Lesson[Subject]]:
+        """The answer has `output_tokens` (at least, if `censored`); 0: it failed. Returns the lessons that are due."""
+        if lesson.state is _State.TAKEN:  # its turn has passed: a second, better word on it, or a late one
+            late = Lesson(lesson.subject, lesson.opened_at, output_tokens, censored, _State.TAKEN)
+            return [*self.due(now), *([late] if output_tokens else [])]
+        lesson.output_tokens, lesson.censored, lesson.state = output_tokens, censored, _State.KNOWN
+        return self.due(now)
+
+    def due(self, now: float) -> list[Lesson[Subject]]:
+        """Lessons whose turn it is, first dispatched first."""
+        due: list[Lesson[Subject]] = []
+        waiting = self._waiting
+        while waiting and (waiting[0].state is _State.KNOWN or now - waiting[0].opened_at > self._patience_s):
+            lesson = waiting.popleft()
+            if lesson.state is _State.KNOWN and lesson.output_tokens:
+                due.append(lesson)
+            lesson.state = _State.TAKEN
+        return due
