@@ -50,7 +50,8 @@ def test_the_real_classifier_learns_the_plan():
     right = []
     for item in plan:
         right.append(real.classify(item, item.at_s).name == item.klass)
-        real.learn(item, item.at_s)
+        real.dispatched(item, item.at_s)
+        real.ended(item, item.at_s)
     assert sum(right[-200:]) > 180
 
 
