@@ -133,12 +133,15 @@ class BackendSlots:
 
     @property
     def reserves(self) -> Sequence[int]:
-        """Slots for each class against lower ones: as configured, or in use and kept free while some are kept."""
-        kept = [following - own for own, following in zip(self.kept, [*self.kept[1:], 0], strict=True)]
-        return [
-            fixed or (len(permits) + free if free > 0 else 0)
-            for fixed, free, permits in zip(self._reserves, kept, self.permits, strict=True)
-        ]
+        """Slots for each class against lower ones: as configured, or in use and really kept free while some are."""
+        free = max(0, self.window.size - self.num_in_use)
+        reserves, above, kept = [], 0, 0
+        for c, permits in enumerate(self.permits):
+            above += len(permits)
+            following = min(free, self._kept_from(c + 1, above)) if c + 1 < len(self.permits) else kept
+            own, kept = max(0, following - kept), max(kept, following)
+            reserves.append(self._reserves[c] or (len(permits) + own if own else 0))
+        return reserves
 
     def load(self) -> float:
         """Predicted outstanding work relative to what it can do side by side."""
