@@ -23,7 +23,7 @@ from prelude_proxy.core.catalog import Catalog
 from prelude_proxy.core.domain import ClassSpec, EngineKind
 from prelude_proxy.core.health import Health, HealthPolicy
 from prelude_proxy.core.limits import BackendSlots, PoolSlots
-from prelude_proxy.core.routing import LeastRequests, LeastWork
+from prelude_proxy.core.routing import LeastRequests, LeastOccupied
 from prelude_proxy.core.telemetry import has_telemetry
 from prelude_proxy.core.window import Window
 from prelude_proxy.dispatcher import Dispatcher
@@ -146,7 +146,7 @@ class App:
             bounds=QueueBounds(
                 config.admission.max_queue_size, config.admission.max_queue_bytes, config.admission.cold_start_wait_s
             ),
-            routing=LeastWork() if aware else LeastRequests(),
+            routing=LeastOccupied() if aware else LeastRequests(),
             tenant_weights={tenant.name: tenant.weight for tenant in config.tenants},
         )
         self.dispatcher = Dispatcher(admission, loop)

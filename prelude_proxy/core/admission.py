@@ -27,7 +27,7 @@ from prelude_proxy.core.limits import BackendSlots, Permit, PoolSlots, Route
 from prelude_proxy.core.outcome import Outcome
 from prelude_proxy.core.queues import FairQueue, Ticket, work_of
 from prelude_proxy.core.rates import DecayingRate
-from prelude_proxy.core.routing import LeastWork, RoutingPolicy
+from prelude_proxy.core.routing import LeastOccupied, RoutingPolicy
 
 if TYPE_CHECKING:
     from prelude_proxy.core.telemetry import Sample
@@ -115,7 +115,7 @@ class Admission:
     ) -> None:
         self.pools = list(pools)
         self._bounds = bounds or QueueBounds()
-        self._routing = routing or LeastWork()
+        self._routing = routing or LeastOccupied()
         self._rng = rng
         self._order = order
         self._tenant_weights = tenant_weights or {}

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from prelude_proxy.core.limits import BackendSlots, OpenSet
     from prelude_proxy.core.queues import Ticket
 
-_SCAN_AT_MOST = 8
+_LOOKED_AT = 8
+_PREFILL_TOKENS_A_SLOT = 256.0
+"""Prompt tokens yet to be prefilled that slow a batch as much as one more answer in it."""
 
 
 class RoutingPolicy(Protocol):
@@ -21,22 +23,21 @@ class RoutingPolicy(Protocol):
         ...
 
 
-class LeastWork:
-    """Least predicted outstanding work relative to the window.
+class LeastOccupied:
+    """Least of its window in use, prefill still to be done counted in; then least predicted outstanding work.
 
-    Small fleets are scanned; in large ones the better of two random ones is taken (Mitzenmacher 2001: exponentially
-    better than one, and no herd runs to the same minimum).
+    Occupancy first, because a decode step costs nearly the same whatever the answers in it have left, while one more
+    answer in the batch, or a prompt to prefill, slows all of them (`docs/scheduling.md` has the figures). Small fleets
+    are scanned; in large ones the best of a few random ones is taken (Mitzenmacher 2001: exponentially better than one,
+    and no herd runs to the same minimum).
     """
 
     def choose(self, ticket: Ticket, candidates: OpenSet, rng: Rng) -> BackendSlots:
-        """The least loaded of the candidates looked at."""
+        """The least occupied of the candidates looked at."""
         items = candidates.items
         if len(items) == 1:
             return items[0]
-        if len(items) > _SCAN_AT_MOST:
-            first, second = candidates.sample(rng, 2)
-            return first if first.load() <= second.load() else second
-        return min(items, key=_load)
+        return min(items if len(items) <= _LOOKED_AT else candidates.sample(rng, _LOOKED_AT), key=_occupancy)
 
 
 class LeastRequests:
@@ -47,8 +48,9 @@ class LeastRequests:
         return min(candidates.items, key=_requests)
 
 
-def _load(backend: BackendSlots) -> float:
-    return backend.load()
+def _occupancy(backend: BackendSlots) -> tuple[float, int]:
+    taken = backend.num_in_use + backend.pending_prefill_tokens / _PREFILL_TOKENS_A_SLOT
+    return taken / (backend.window.size * backend.weight), backend.outstanding_work
 
 
 def _requests(backend: BackendSlots) -> float:

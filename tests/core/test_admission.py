@@ -308,12 +308,20 @@ def test_the_automatic_reserve_follows_the_traffic_of_its_class():
     assert bench.backends[0].reserves[FAST] == 0
 
 
-def test_least_work_wins_among_unequal_backends():
-    """Outstanding predicted work counts relative to the window."""
+def test_the_least_occupied_of_unequal_backends_wins():
+    """Requests in use count relative to the window: a small engine gets its share and no more."""
     bench = Bench(8, 2)
     placed = [bench.offer(f"x{index}", expected_tokens=100)[0].partition("→")[2] for index in range(10)]
     assert placed.count("b0") == 8
-    assert placed[:5].count("b0") >= 4
+    assert placed[:5].count("b0") == 4
+
+
+def test_a_prompt_that_waits_for_its_prefill_counts_as_occupation():
+    """The next request goes where no long prefill is in its way."""
+    bench = Bench(8, 8)
+    first = bench.offer("long prompt", DEEP, prompt_tokens=4000)[0].partition("→")[2]
+    others = [bench.offer(f"x{index}")[0].partition("→")[2] for index in range(5)]
+    assert first not in others
 
 
 def test_expired_and_rejected_are_told_apart():
