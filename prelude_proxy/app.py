@@ -23,7 +23,7 @@ from prelude_proxy.core.catalog import Catalog
 from prelude_proxy.core.domain import ClassSpec, EngineKind
 from prelude_proxy.core.health import Health, HealthPolicy
 from prelude_proxy.core.limits import BackendSlots, PoolSlots
-from prelude_proxy.core.routing import LeastRequests, LeastOccupied
+from prelude_proxy.core.routing import LeastOccupied, LeastRequests
 from prelude_proxy.core.telemetry import has_telemetry
 from prelude_proxy.core.window import Window
 from prelude_proxy.dispatcher import Dispatcher

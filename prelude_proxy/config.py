@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prelude_proxy.core import rules
 from prelude_proxy.core.domain import ClassSpec, EngineKind
+from prelude_proxy.core.rules import Bounds, Condition
+from prelude_proxy.core.rules import Rule as CoreRule
 from prelude_proxy.errors import ConfigError
 
 
@@ -433,12 +434,12 @@ class Config(_Section):
         ]
         return sorted(specs, key=lambda spec: spec.priority)
 
-    def core_rules(self) -> list[rules.Rule]:
+    def core_rules(self) -> list[CoreRule]:
         """The rules as the core matches them."""
         return [
-            rules.Rule(
+            CoreRule(
                 rule.name,
-                rules.Condition(
+                Condition(
                     path=rule.when.path,
                     headers={name.lower(): pattern for name, pattern in rule.when.headers.items()},
                     tenant=rule.when.tenant,
@@ -464,7 +465,7 @@ class Config(_Section):
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def _bounds(given: Range | None) -> rules.Bounds | None:
+def _bounds(given: Range | None) -> Bounds | None:
     return None if given is None else (given.min, given.max)
 
 

@@ -60,7 +60,7 @@ class FlatForest:
     def margins(self, values: Vector) -> Vector:
         """Sum of the leaves that `values` (finite float32, one per feature) falls into."""
         take = (self.left + (values.take(self.feature) >= self.threshold)).take
-        node = self.roots
+        node: NDArray[Any] = self.roots
         for _ in range(self.depth):
             node = take(node)
         total: Vector = self.ones.dot(self.leaves.take(node, axis=0))

@@ -154,8 +154,9 @@ PROFILES: Mapping[str, EngineProfile] = MappingProxyType(
     {
         profile.name: profile
         for profile in (
-            # Fitted to vLLM 0.32 (CPU build) with the tiny Llama of scripts/real-vllm on two cores of a small virtual
-            # machine: `bench/engine-fidelity fit URL`; see docs/engine.md.
+            # vLLM 0.32 (CPU build) with the tiny Llama of scripts/real-vllm on two cores of a small virtual machine:
+            # solved from 16 step times of a quiet moment, 15 of them within 10 %; frontend_s is set by hand.
+            # `bench/engine-fidelity fit URL` fits a profile to the engine and machine at hand; see docs/engine.md.
             EngineProfile(
                 name="vllm-cpu-tiny",
                 fixed_s=1.73e-3,

@@ -13,7 +13,20 @@ _KINDS = (
     ("Summarise in two sentences what {topic} means for a small town.", 90),
     ("Write a detailed essay on {topic}, think step by step and give {n} examples.", 900),
 )
-_TOPICS = ["rivers", "trains", "bread", "winter", "music", "harbours", "bees", "clocks", "letters", "glass", "stars", "bridges"]
+_TOPICS = [
+    "rivers",
+    "trains",
+    "bread",
+    "winter",
+    "music",
+    "harbours",
+    "bees",
+    "clocks",
+    "letters",
+    "glass",
+    "stars",
+    "bridges",
+]
 
 
 def requests(count: int, seed: int = 0, sources: int = 2) -> list[dict[str, Any]]:
