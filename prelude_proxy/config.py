@@ -258,7 +258,7 @@ class Telemetry(_Section):
     """Scrapes of the engines' `/metrics` and health probes."""
 
     interval_s: Seconds = 0.25
-    """Time between scrapes of one backend."""
+    """Time between scrapes of one backend; four times that while its window is steady."""
     timeout_s: Seconds = 2.0
     """Longest time for one scrape."""
     stale_after_s: Seconds = 3.0
