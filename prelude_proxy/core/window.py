@@ -13,6 +13,10 @@ what the engine is *known to run at once*, and a little more:
 - *A known limit is refuted* when more than that have begun: it moves up by one, and at the second refutation it counts
   as unknown again. So the feed slot is also the probe, and probing costs nothing. Refutation rests for 2 s after the
   limit was met, doubling to 32 s while it keeps being met: the window swings no more often than that.
+- *On the way.* Requests that were sent and have not reached the batch, and answers that have ended there and not here,
+  hold a slot of the window and none of the engine's. When the window is used up, tickets wait and the engine still
+  runs less than its limit with nothing queued, two samples in a row, one more is let out for them; one less when the
+  engine queues.
 - *KV cache.* When the limit is met with the cache full, or requests were preempted, the limit is one of tokens: the
   window follows what runs, in samples alone, as an answer that has begun may have been preempted since. Preempted
   requests count as queued. Preemption itself is no reason to hold fewer: prefilling a context again costs an engine
@@ -32,6 +36,7 @@ import math
 from prelude_proxy.core.telemetry import Sample
 
 _GROWTH_DIVISOR = 16
+_WAY_DIVISOR = 4
 _PEAK_S = 1.0
 _FIRST_REST_S = 2.0
 _LAST_REST_S = 32.0
@@ -48,8 +53,10 @@ class Window:
     __slots__ = (
         "_feed",
         "_max",
+        "_num_idle",
         "_num_queued",
         "_num_refuted",
+        "_on_the_way",
         "_peak",
         "_peak_at",
         "_preemptions",
@@ -76,6 +83,8 @@ class Window:
         self._max = maximum
         self._feed = feed
         self._num_queued = 0
+        self._num_idle = 0
+        self._on_the_way = 0
         self._num_refuted = 0
         self._peak = 0.0
         self._peak_at = 0.0
@@ -103,6 +112,7 @@ class Window:
             self._meet(self._peak * ours, now)
         else:
             self._prove(math.floor(sample.running * ours), now)
+        self._allow_for_the_way(sample, ours, is_full=wanted and in_use >= self.size)
 
     def observe_first_token(
         self, ttft_s: float, *, has_telemetry: bool, in_use: int, started: int, wanted: bool, now: float
@@ -120,6 +130,22 @@ class Window:
         """The engine's own admission control rejected a request: it holds less than we thought."""
         if not self.is_static:
             self._set(max(1, min(self.size, in_use - 1)), feed=0)
+
+    def _allow_for_the_way(self, sample: Sample, ours: float, *, is_full: bool) -> None:
+        assert sample.running is not None
+        assert sample.waiting is not None
+        if self.limit is None:
+            self._num_idle = self._on_the_way = 0
+            return
+        is_idle = is_full and not sample.waiting and sample.running * ours < self.limit and not self.is_kv_bound
+        self._num_idle = self._num_idle + 1 if is_idle else 0
+        before = self._on_the_way
+        if self._num_idle > 1:
+            self._on_the_way = min(before + 1, max(1, self.limit // _WAY_DIVISOR))
+        elif sample.waiting > self._feed:
+            self._on_the_way = max(0, before - 1)
+        if self._on_the_way != before:
+            self._set(self.limit, feed=self._feed)
 
     def _is_cache_full(self, sample: Sample) -> bool:
         before, self._preemptions = self._preemptions, sample.preemptions
@@ -152,7 +178,7 @@ class Window:
 
     def _set(self, limit: int, feed: int) -> None:
         self.limit = min(self._max, limit)
-        self.size = min(self._max, limit + feed)
+        self.size = min(self._max, limit + feed + (self._on_the_way if feed else 0))
         self.feed = self.size - self.limit
 
     def _feel(self, ttft_s: float, *, is_full: bool) -> None:
