@@ -48,6 +48,8 @@ log = logging.getLogger("prelude_proxy")
 
 _TAIL_BYTES = 2048
 _BUSY_BODY_BYTES = 64 * 1024
+_NO_ROUTE = b'{"detail":"Not Found"}'
+"""What vLLM's web framework answers on a path the model has no task for."""
 _JSON = (b"content-type", b"application/json")
 # vLLM --max-num-queued-reqs, SGLang --max-queued-requests and gateways between us and them word it differently
 _BUSY_WORDS = (b"busy", b"queue", b"overload", b"too many", b"capacity")
@@ -267,6 +269,7 @@ class Proxy:
             try:
                 if await self._is_busy(engine, response):
                     raise EngineBusyError("the engine's own queue is full", sent=True)
+                await self._check_route(exchange, response)
                 await self._relay(request, exchange, engine, response, slot)
             finally:
                 response.abort()
@@ -395,6 +398,24 @@ class Proxy:
             return False
         text = (await response.peek(_BUSY_BODY_BYTES)).lower()
         return any(word in text for word in _BUSY_WORDS)
+
+    async def _check_route(self, exchange: Exchange, response: Response) -> None:
+        """An engine has only the routes its model can serve, and says of the others no more than "Not Found".
+
+        Raises:
+            ClientError: 404, in words.
+        """
+        facts = exchange.facts
+        if response.status != 404 or facts is None or facts.endpoint is Endpoint.OTHER:
+            return
+        if await response.peek(len(_NO_ROUTE) + 1) == _NO_ROUTE:
+            exchange.outcome = Outcome.UPSTREAM_4XX
+            raise ClientError(
+                f"The model `{facts.model}` does not offer {facts.path}: its engine has no such route.",
+                status=404,
+                param="model",
+                kind="not_found_error",
+            )
 
     async def _pass_through(self, request: Request, exchange: Exchange, route: Route) -> None:
         """A GET does no work worth a slot: any available backend, no admission."""

@@ -506,3 +506,24 @@ async def test_retry_budget_bounds_an_outage(make_proxy, make_backend):
     (await backend.next()).reset()  # fresh: that was it
     assert (await client.answer()).status == 502
     assert len(backend.requests) == 3
+
+
+async def test_an_endpoint_the_model_has_not_is_a_clear_404(proxy, backend):
+    """An engine says only "Not Found" on the routes of other tasks; a caller is told what is missing."""
+    client = await proxy.client()
+    await client.request("POST", "/v1/embeddings", b'{"model":"tiny","input":"hi"}')
+    exchange = await backend.next()
+    await exchange.reply(404, b'{"detail":"Not Found"}')
+    answer = await client.answer()
+    assert answer.status == 404
+    assert "does not offer /v1/embeddings" in answer.json()["error"]["message"]
+    await proxy.idle()
+
+
+async def test_another_404_of_the_engine_is_relayed_as_it_is(proxy, backend):
+    """Its own words about a model stay its own."""
+    body = b'{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","param":"model","code":404}}'
+    client = await proxy.client()
+    await client.request("POST", PATH, chat())
+    await (await backend.next()).reply(404, body)
+    assert (await client.answer()).body == body
