@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import random
 import signal
@@ -20,6 +19,7 @@ from prelude_proxy.config import Admin as AdminConfig
 from prelude_proxy.config import Backend, Config, Listen, Pool, read_secret
 from prelude_proxy.core.admission import Admission, QueueBounds
 from prelude_proxy.core.catalog import Catalog
+from prelude_proxy.core.classify import promotions
 from prelude_proxy.core.domain import ClassSpec, EngineKind
 from prelude_proxy.core.health import Health, HealthPolicy
 from prelude_proxy.core.limits import BackendSlots, PoolSlots
@@ -347,17 +347,6 @@ class App:
             listed.setdefault(name, {"id": name, "object": "model", "created": 0, "owned_by": "prelude-proxy"})
         body = orjson.dumps({"object": "list", "data": list(listed.values())})
         request.respond(200, [(b"content-type", b"application/json")], body)
-
-
-def promotions(classes: list[ClassSpec]) -> tuple[tuple[int, int] | None, ...]:
-    """By class: (tokens beyond which a stream does not belong to it any more, the class it belongs to then)."""
-    ladder = [index for index, spec in enumerate(classes) if spec.ladder]
-    steps: list[tuple[int, int] | None] = [None] * len(classes)
-    for rung, following in itertools.pairwise(ladder):
-        bound = classes[rung].max_output_tokens
-        if bound is not None:
-            steps[rung] = (bound, following)
-    return tuple(steps)
 
 
 def priority_headers(classes: list[ClassSpec], kind: EngineKind) -> tuple[Mapping[bytes, bytes], ...]:

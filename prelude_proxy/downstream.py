@@ -14,9 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -530,9 +529,6 @@ class _Connection(asyncio.Protocol):
             self.transport.resume_reading()
 
 
-Handler = Callable[[Request], Awaitable[None]]
-
-
 class Server:
     """Accepts clients and calls `handler` with each request; what it raises (but for cancellation) cuts the client."""
 
@@ -607,8 +603,3 @@ class Server:
 def _without_upgrade(connection: bytes) -> bytes:
     """The value of a `connection` header that does not ask for an upgrade."""
     return b",".join(token for token in connection.split(b",") if token.strip().lower() != b"upgrade")
-
-
-def http_date(now: float) -> bytes:
-    """`now`, seconds since the epoch, as a `date` header has it."""
-    return formatdate(now, usegmt=True).encode("ascii")

@@ -41,7 +41,6 @@ def configure_logging(level: str, form: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("aiohttp.access").disabled = True
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class AccessLog:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import log
 
 from prelude_proxy.core.domain import GENERATING, Classification, ClassSpec, Endpoint, Forecast, RequestFacts
@@ -110,6 +111,17 @@ def ladder_of(classes: Sequence[ClassSpec]) -> list[ClassSpec]:
 
 def _bound_of(spec: ClassSpec) -> float:
     return float("inf") if spec.max_output_tokens is None else float(spec.max_output_tokens)
+
+
+def promotions(classes: Sequence[ClassSpec]) -> tuple[tuple[int, int] | None, ...]:
+    """By class: (tokens beyond which a stream does not belong to it any more, the class it belongs to then)."""
+    ladder = [index for index, spec in enumerate(classes) if spec.ladder]
+    steps: list[tuple[int, int] | None] = [None] * len(classes)
+    for rung, following in pairwise(ladder):
+        bound = classes[rung].max_output_tokens
+        if bound is not None:
+            steps[rung] = (bound, following)
+    return tuple(steps)
 
 
 def decide(

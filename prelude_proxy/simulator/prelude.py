@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prelude_proxy.core.admission import Admission, Decision, Dispatch, DropReason, QueueBounds
+from prelude_proxy.core.classify import promotions
 from prelude_proxy.core.domain import ClassSpec
 from prelude_proxy.core.health import Health, HealthPolicy
 from prelude_proxy.core.limits import BackendSlots, PoolSlots, Route
@@ -185,14 +186,3 @@ class Prelude:
     def _look(self, job: Job, now: float) -> None:
         if job.last_s is None:
             self._watch(job, now)
-
-
-def promotions(classes: Sequence[ClassSpec]) -> list[tuple[int, int] | None]:
-    """By class: (tokens beyond which a stream does not belong to it any more, the class it belongs to then)."""
-    rungs = [index for index, spec in enumerate(classes) if spec.ladder]
-    steps: list[tuple[int, int] | None] = [None] * len(classes)
-    for rung, following in itertools.pairwise(rungs):
-        bound = classes[rung].max_output_tokens
-        if bound is not None:
-            steps[rung] = (bound, following)
-    return steps
