@@ -155,7 +155,7 @@ class Classifier:
     ) -> None:
         if censored:
             scored.calibration.censor()
-            tokens = exp(censored_mean(blend.probabilities(), log(tokens)))
+            tokens = exp(censored_mean(blend.blended, log(tokens)))
         else:
             predicted, probabilities = self._class_of(blend, observation.max_tokens)
             actual = next((i for i, spec in enumerate(self._ladder) if _holds(spec, tokens)), len(self._ladder) - 1)

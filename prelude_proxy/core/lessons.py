@@ -10,7 +10,6 @@ the others up for `patience_s` at most; its own lesson is then taken whenever it
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
@@ -26,16 +25,25 @@ class _State(Enum):
     TAKEN = auto()
 
 
-@dataclass(slots=True, eq=False)
 class Lesson(Generic[Subject]):
     """What there is to learn from one answer, once it is known."""
 
-    subject: Subject
-    opened_at: float
-    output_tokens: float = 0.0
-    """0: nothing is to be learned from it."""
-    censored: bool = False
-    state: _State = _State.OPEN
+    __slots__ = ("censored", "opened_at", "output_tokens", "state", "subject")
+
+    def __init__(
+        self,
+        subject: Subject,
+        opened_at: float,
+        output_tokens: float = 0.0,
+        censored: bool = False,
+        state: _State = _State.OPEN,
+    ) -> None:
+        self.subject = subject
+        self.opened_at = opened_at
+        self.output_tokens = output_tokens
+        """0: nothing is to be learned from it."""
+        self.censored = censored
+        self.state = state
 
 
 class Lessons(Generic[Subject]):

@@ -21,15 +21,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from math import exp, log, sqrt
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS, Probabilities, bin_of, shift
+from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS, bin_of, mean_ln, shift, shifted_bin
 
 EXPERTS = ("reweighted", "corrected", "history")
 _MOMENTS = np.stack((LN_MIDDLES, LN_MIDDLES**2), axis=1).astype(np.float32)
-_MIDDLES = LN_MIDDLES.astype(np.float32)
 _UNTRIED = (1 / len(EXPERTS),) * len(EXPERTS)
 
 
@@ -68,12 +68,8 @@ class Blend:
     """Expected ln(tokens) of the blend."""
     static_mean: float
     static_sigma: float
-    blended: NDArray[np.float32]
+    blended: list[float]
     """Probability of each bin, all experts together."""
-
-    def probabilities(self) -> Probabilities:
-        """Of each bin."""
-        return self.blended.astype(np.float64)
 
 
 class _Line:
@@ -111,10 +107,10 @@ class _Line:
         self.slope = 1.0
         """The line itself, shrunk: corrected mean = intercept + slope · forecast mean."""
         self.stretch = 1.0
-        self.counts = np.zeros(NUM_BINS, dtype=np.float32)
-        self.forecasts = np.zeros(NUM_BINS, dtype=np.float32)
+        self.counts = [0.0] * NUM_BINS
+        self.forecasts = [0.0] * NUM_BINS
         """Answers per bin, and the sum of the model's forecasts for them."""
-        self.odds: NDArray[np.floating] = np.ones(NUM_BINS, dtype=np.float32)
+        self.odds = [1.0] * NUM_BINS
         """By how much each bin is more frequent than the model says."""
 
 
@@ -149,35 +145,42 @@ class OnlinePrior:
         """
         mean, square = static.dot(_MOMENTS).tolist()
         sigma = sqrt(max(square - mean * mean, 0.01))
+        values: list[float] = static.tolist()
         line = self._lines.get(keys[0], self._overall)
         if line.weight == 0.0:
-            return Blend(static, mean, mean, sigma, static)
+            return Blend(static, mean, mean, sigma, values)
         rows = [row for row in map(self._rows.get, keys) if row is not None]
         corrected, history = self._trust(line)
-        blended = static * (line.odds * ((1.0 - corrected - history) / float(static.dot(line.odds))))
+        blended = list(map(mul, values, line.odds))
+        share = (1.0 - corrected - history) / sum(blended)
         if corrected > 0.0:
-            moved = shift(static, mean, self._corrected_mean(line, rows, mean), line.stretch)
-            moved *= corrected
-            blended += moved
+            moved = shift(values, mean, self._corrected_mean(line, rows, mean), line.stretch)
+            blended = [share * a + corrected * b for a, b in zip(blended, moved, strict=True)]
+        else:
+            blended = [share * a for a in blended]
         if history > 0.0:
             left, parts = self._nested(rows, history)
-            blended += static * left
+            blended = [a + left * b for a, b in zip(blended, values, strict=True)]
             if parts:
-                blended += np.array(parts, dtype=np.float32).dot(self._counts.take(rows, axis=0))
-        return Blend(static, float(blended.dot(_MIDDLES)), mean, sigma, blended)
+                seen: list[float] = np.array(parts, dtype=np.float32).dot(self._counts.take(rows, axis=0)).tolist()
+                blended = [a + b for a, b in zip(blended, seen, strict=True)]
+        return Blend(static, mean_ln(blended), mean, sigma, blended)
 
     def learn(self, keys: tuple[int, ...], blend: Blend, tokens: float) -> None:
         """The answer to a request predicted as `blend` took `tokens`."""
         actual = log(max(tokens, 1.0))
         where = bin_of(tokens)
         line = self._line(keys[0])
-        self._learn_losses(keys, line, blend, where)
+        static: list[float] = blend.static.tolist()
+        self._learn_losses(keys, line, blend, static, where)
         remaining = actual - (line.intercept + line.slope * blend.static_mean)
         for each in (line, self._overall):
             self._learn_line(each, blend.static_mean, actual)
-            self._learn_odds(each, blend.static, where)
-        for key in keys:
-            remaining = self._learn_row(self._row(key), remaining, where)
+            self._learn_odds(each, static, where)
+        rows = [self._row(key) for key in keys]
+        self._count(rows, where)
+        for row in rows:
+            remaining = self._learn_row(row, remaining)
         squared = min(remaining * remaining / (blend.static_sigma * blend.static_sigma), 16.0)
         for each in (line, self._overall):
             each.spread += (squared - each.spread) / (min(each.weight, 60.0) + 4.0)
@@ -215,18 +218,18 @@ class OnlinePrior:
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def _learn_losses(self, keys: tuple[int, ...], line: _Line, blend: Blend, where: int) -> None:
+    def _learn_losses(self, keys: tuple[int, ...], line: _Line, blend: Blend, static: list[float], where: int) -> None:
         """How likely each expert, as it stands, finds what came."""
-        static = float(blend.static[where])
-        reweighted, corrected, history = static, static, static
+        reweighted = corrected = history = static[where]
         if line.weight > 0.0:
             rows = [row for row in map(self._rows.get, keys) if row is not None]
-            reweighted = static * float(line.odds[where]) / float(blend.static.dot(line.odds))
             expected = self._corrected_mean(line, rows, blend.static_mean)
-            corrected = float(shift(blend.static, blend.static_mean, expected, line.stretch)[where])
+            corrected = shifted_bin(static, blend.static_mean, expected, line.stretch, where)
+            reweighted = static[where] * line.odds[where] / sum(map(mul, static, line.odds))
             left, parts = self._nested(rows, 1.0)
-            history = static * left
-            history += sum(part * float(self._counts[row, where]) for part, row in zip(parts, rows, strict=True))
+            history = static[where] * left
+            if parts:
+                history += sum(map(mul, parts, self._counts[:, where].take(rows).tolist()))
         losses = [-log(max(value, 1e-3)) for value in (reweighted, corrected, history)]
         for each in (line, self._overall):
             each.losses = [self._settings.forgetting * a + b for a, b in zip(each.losses, losses, strict=True)]
@@ -247,15 +250,17 @@ class OnlinePrior:
         line.var += rate * (dx * (forecast - line.mean_x) - line.var)
         line.cov += rate * (dx * (actual - line.mean_y) - line.cov)
 
-    def _learn_odds(self, line: _Line, static: NDArray[np.float32], where: int) -> None:
+    def _learn_odds(self, line: _Line, static: list[float], where: int) -> None:
         """How much more frequent each bin is than forecast, both smoothed by the average forecast."""
         keep = 1.0 - 1.0 / self._settings.max_weight
-        line.forecasts *= keep
-        line.forecasts += static
-        line.counts *= keep
-        _add(line.counts, where)
-        smooth = line.forecasts * (self._settings.odds_shrinkage / line.weight) + 1e-3
-        line.odds = (line.counts + smooth) / (line.forecasts + smooth)
+        smooth = self._settings.odds_shrinkage / line.weight
+        forecasts = [keep * a + b for a, b in zip(line.forecasts, static, strict=True)]
+        counts = [keep * a + b for a, b in zip(line.counts, _SPREAD_LISTS[where], strict=True)]
+        line.odds = [
+            (count + smooth * forecast + 1e-3) / (forecast + smooth * forecast + 1e-3)
+            for count, forecast in zip(counts, forecasts, strict=True)
+        ]
+        line.forecasts, line.counts = forecasts, counts
 
     def _refresh(self, line: _Line) -> None:
         """The line's shrunk slope, intercept and stretch, once per answer rather than once per forecast."""
@@ -269,23 +274,28 @@ class OnlinePrior:
         stretch = sqrt(1.0 + known * (line.spread - 1.0))
         line.stretch = min(max(stretch, settings.min_stretch), settings.max_stretch)
 
-    def _learn_row(self, row: int, remaining: float, where: int) -> float:
+    def _learn_row(self, row: int, remaining: float) -> float:
         """Learn what coarser keys left unexplained; returns what this key, as it was, leaves to the finer ones."""
         explained = self._offsets[row]
-        self._count(row, where)
         weight = self._weights[row]
         self._residuals[row] += (remaining - self._residuals[row]) / weight
         self._offsets[row] = self._residuals[row] * self._share(weight)
         return remaining - explained
 
-    def _count(self, row: int, where: int) -> None:
+    def _count(self, rows: list[int], where: int) -> None:
+        """One more answer in bin `where` of all `rows`; those that are full forget as much as that."""
         limit = self._settings.max_weight
-        counts = self._counts[row]
-        if self._weights[row] >= limit:
-            counts *= (limit - 1.0) / limit
-        else:
-            self._weights[row] += 1.0
-        _add(counts, where)
+        weights = self._weights
+        keep = []
+        for row in rows:
+            is_full = weights[row] >= limit
+            keep.append((limit - 1.0) / limit if is_full else 1.0)
+            if not is_full:
+                weights[row] += 1.0
+        counts = self._counts.take(rows, axis=0)
+        counts *= np.array(keep, dtype=np.float32)[:, None]
+        counts += _SPREAD[where]
+        self._counts[rows] = counts
 
     def _row(self, key: int) -> int:
         row = self._rows.get(key)
@@ -331,8 +341,14 @@ _SLOPE_VARIANCE = 0.3
 """Variance of ln(tokens) forecasts against which a tenant's tilt is shrunk to 1."""
 
 
-def _add(counts: NDArray[np.float32], where: int) -> None:
-    """One more answer in bin `where`, a part of it in the neighbours: lengths are not exact to a bin."""
+def _spread(where: int) -> list[float]:
+    """One answer in bin `where`, a part of it in the neighbours: lengths are not exact to a bin."""
+    counts = [0.0] * NUM_BINS
     counts[where] += 0.6
     counts[max(where - 1, 0)] += 0.2
     counts[min(where + 1, NUM_BINS - 1)] += 0.2
+    return counts
+
+
+_SPREAD_LISTS = [_spread(where) for where in range(NUM_BINS)]
+_SPREAD = np.array(_SPREAD_LISTS, dtype=np.float32)

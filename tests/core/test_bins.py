@@ -6,9 +6,12 @@ from math import log
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prelude_proxy.core.bins import (
     EDGES,
+    LN_EDGES,
     LN_MIDDLES,
     NUM_BINS,
     bin_of,
@@ -16,13 +19,14 @@ from prelude_proxy.core.bins import (
     forecast_of,
     mean_ln,
     shift,
+    shifted_bin,
 )
 
 
-def _peak(index: int) -> np.ndarray:
+def _peak(index: int) -> list[float]:
     probabilities = np.full(NUM_BINS, 0.001)
     probabilities[index] += 1 - probabilities.sum()
-    return probabilities
+    return probabilities.tolist()
 
 
 @pytest.mark.parametrize(
@@ -38,8 +42,8 @@ def test_shifting_moves_the_mean_and_keeps_a_distribution() -> None:
     probabilities = _peak(10)
     mean = mean_ln(probabilities)
     moved = shift(probabilities, mean, mean + 0.8, 1.0)
-    assert moved.sum() == pytest.approx(1.0, abs=1e-5)
-    assert (moved >= -1e-6).all()
+    assert sum(moved) == pytest.approx(1.0, abs=1e-5)
+    assert min(moved) >= -1e-6
     assert mean_ln(moved) == pytest.approx(mean + 0.8, abs=0.15)
 
 
@@ -50,10 +54,30 @@ def test_stretching_widens() -> None:
     assert wide[10] < probabilities[10]
 
 
+@given(
+    weights=st.lists(st.floats(0.001, 1.0), min_size=NUM_BINS, max_size=NUM_BINS),
+    expected=st.floats(-2.0, 12.0),
+    stretch=st.floats(0.35, 2.5),
+)
+def test_shifting_is_a_stretched_copy_of_the_distribution(
+    weights: list[float], expected: float, stretch: float
+) -> None:
+    """As interpolating the cumulated distribution says; one bin alone is the same as out of all."""
+    probabilities = [weight / sum(weights) for weight in weights]
+    mean = mean_ln(probabilities)
+    knots = np.concatenate(([log(0.5)], LN_EDGES))
+    cdf = np.interp((knots - expected) / stretch + mean, knots, np.concatenate(([0.0], np.cumsum(probabilities))))
+    cdf[0], cdf[-1] = 0.0, 1.0
+    moved = shift(probabilities, mean, expected, stretch)
+    assert np.allclose(moved, np.diff(cdf), atol=1e-9)
+    for where in range(NUM_BINS):
+        assert shifted_bin(probabilities, mean, expected, stretch, where) == pytest.approx(moved[where], abs=1e-9)
+
+
 def test_a_forecast_is_ordered() -> None:
     """10 % quantile, expectation and 90 % quantile of a smooth shape."""
     probabilities = np.exp(-0.5 * (LN_MIDDLES - 5.0) ** 2)
-    forecast = forecast_of(probabilities / probabilities.sum(), 5.0)
+    forecast = forecast_of((probabilities / probabilities.sum()).tolist(), 5.0)
     assert forecast.quantile(0.1) < forecast.expected_tokens < forecast.quantile(0.9)
     assert forecast.cdf[-1] == 1.0
     assert list(forecast.cdf) == sorted(forecast.cdf)
@@ -64,4 +88,4 @@ def test_a_cut_off_answer_counts_as_what_it_may_have_become() -> None:
     """The conditional mean is above the cut; beyond the grid it is the cut itself."""
     probabilities = np.full(NUM_BINS, 1 / NUM_BINS)
     assert censored_mean(probabilities, log(100)) > log(100)
-    assert censored_mean(_peak(3) * (np.arange(NUM_BINS) < 5), log(5000)) == log(5000)
+    assert censored_mean(np.array(_peak(3)) * (np.arange(NUM_BINS) < 5), log(5000)) == log(5000)
