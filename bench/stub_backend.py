@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """An OpenAI-shaped backend at close to no cost, so that what is measured in front of it is the proxy.
 
-  bench/stub_backend.py PORT [TOKENS [GAP_MS]]
+  bench/stub_backend.py PORT [TOKENS [GAP_MS [ADDRESSES [METRICS_PAGE]]]]
 
-Not a model of an engine: it answers at once, or sends TOKENS server-sent events GAP_MS apart. Its metrics are vLLM's by
-name and always zero.
+Not a model of an engine: it answers at once, or sends TOKENS server-sent events GAP_MS apart. It listens on ADDRESSES
+addresses of the loopback network, each of which may pass for a backend of its own (`address`). Its metrics are vLLM's
+by name and always zero, or the given page as it is; `/scrapes` says how often they were asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import json
 import re
 import sys
+from pathlib import Path
 
 import uvloop
 
@@ -21,6 +23,11 @@ _LENGTH = re.compile(rb"content-length:\s*(\d+)", re.IGNORECASE)
 _STREAM = re.compile(rb'"stream":\s*true')
 _DONE = b"data: [DONE]\n\n"
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def address(number: int) -> str:
+    """Address of backend `number`, from 0."""
+    return f"127.0.{number // 250}.{number % 250 + 1}"
 
 
 def _plain(body: bytes, kind: bytes = b"application/json") -> bytes:
@@ -48,22 +55,29 @@ _MODELS = _plain(
                                      "max_model_len": 8192}]}
     ).encode()
 )  # fmt: skip
-_METRICS = _plain(
-    b"".join(
-        b'# TYPE %s gauge\n%s{engine="0",model_name="stub"} 0.0\n' % (name, name)
-        for name in (b"vllm:num_requests_running", b"vllm:num_requests_waiting", b"vllm:kv_cache_usage_perc")
-    ),
-    b"text/plain",
+_ZEROES = b"".join(
+    b'# TYPE %s gauge\n%s{engine="0",model_name="stub"} 0.0\n' % (name, name)
+    for name in (b"vllm:num_requests_running", b"vllm:num_requests_waiting", b"vllm:kv_cache_usage_perc")
 )
+
+
+class Settings:
+    """What all connections share."""
+
+    def __init__(self, tokens: int, gap_s: float, metrics: bytes) -> None:
+        self.chunks = [_chunk(f" tok{index}") for index in range(tokens)]
+        self.gap_s = gap_s
+        self.metrics = _plain(metrics, b"text/plain")
+        self.num_scrapes = 0
 
 
 class Stub(asyncio.Protocol):
     """One connection; requests one after the other, as keep-alive clients send them."""
 
-    def __init__(self, tokens: int, gap_s: float) -> None:
-        self._chunks = [_chunk(f" tok{index}") for index in range(tokens)]
-        self._gap_s = gap_s
-        self._buffer = b""
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._buffer = bytearray()
+        self._needed = 0
         self._stream: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -75,7 +89,7 @@ class Stub(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        while (request := self._next_request()) is not None:
+        while len(self._buffer) >= self._needed and (request := self._next_request()) is not None:
             self._answer(*request)
 
     def _next_request(self) -> tuple[bytes, bytes] | None:
@@ -83,7 +97,7 @@ class Stub(asyncio.Protocol):
         split = self._buffer.find(b"\r\n\r\n")
         if split < 0:
             return None
-        head, start = self._buffer[:split], split + 4
+        head, start = bytes(self._buffer[:split]), split + 4
         length = _LENGTH.search(head)
         if length is None and b"chunked" in head.lower():
             end = self._buffer.find(b"0\r\n\r\n", start) + 5
@@ -91,9 +105,12 @@ class Stub(asyncio.Protocol):
                 return None
         else:
             end = start + (int(length[1]) if length else 0)
+        self._needed = end
         if len(self._buffer) < end:
             return None
-        body, self._buffer = self._buffer[start:end], self._buffer[end:]
+        body = bytes(self._buffer[start:end])
+        del self._buffer[:end]
+        self._needed = 0
         return head, body
 
     def _answer(self, head: bytes, body: bytes) -> None:
@@ -101,7 +118,10 @@ class Stub(asyncio.Protocol):
         if path.startswith(b"/v1/models"):
             self._transport.write(_MODELS)
         elif path == b"/metrics":
-            self._transport.write(_METRICS)
+            self._settings.num_scrapes += 1
+            self._transport.write(self._settings.metrics)
+        elif path == b"/scrapes":
+            self._transport.write(_plain(b"%d" % self._settings.num_scrapes))
         elif not path.startswith(b"/v1/"):
             self._transport.write(_plain(b"{}"))
         elif _STREAM.search(body):
@@ -111,19 +131,22 @@ class Stub(asyncio.Protocol):
 
     async def _send_stream(self) -> None:
         self._transport.write(_STREAM_HEAD)
-        for chunk in self._chunks:
+        for chunk in self._settings.chunks:
             self._transport.write(chunk)
-            await asyncio.sleep(self._gap_s)
+            await asyncio.sleep(self._settings.gap_s)
         self._transport.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(_DONE), _DONE))
 
 
-async def main(port: int, tokens: int = 64, gap_ms: float = 5.0) -> None:
+async def main(port: int, tokens: int, gap_ms: float, addresses: int, metrics: bytes) -> None:
     """Serves until it is killed."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Stub(tokens, gap_ms / 1e3), "127.0.0.1", port, backlog=4096)
+    settings = Settings(tokens, gap_ms / 1e3, metrics)
+    hosts = [address(number) for number in range(addresses)]
+    server = await asyncio.get_running_loop().create_server(lambda: Stub(settings), hosts, port, backlog=4096)
     async with server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), *(int(text) for text in sys.argv[2:3]), *(float(text) for text in sys.argv[3:4])))
+    given = dict(enumerate(sys.argv[1:]))
+    page = Path(given[4]).read_bytes() if 4 in given else _ZEROES
+    uvloop.run(main(int(given[0]), int(given.get(1, 64)), float(given.get(2, 5.0)), int(given.get(3, 1)), page))
