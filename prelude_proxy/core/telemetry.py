@@ -88,7 +88,10 @@ def _total(page: bytes, name: bytes | None) -> float | None:
 
 
 def _values(page: bytes, name: bytes | None) -> list[float]:
-    """Values of all samples of exactly this name. `page` begins with a newline, so every name stands after one."""
+    """Values of all samples of exactly this name. `page` begins with a newline, so every name stands after one.
+
+    They stand together (the format demands it), so the rest of the page, nearly all of it, is not looked at.
+    """
     values: list[float] = []
     if name is None:
         return values
@@ -99,7 +102,12 @@ def _values(page: bytes, name: bytes | None) -> list[float]:
         value = _value(page[at + 1 : end if end >= 0 else len(page)], len(name))
         if value is not None:
             values.append(value)
-        at = page.find(mark, at + 1)
+        if not values:
+            at = page.find(mark, at + 1)
+        elif end >= 0 and page.startswith(mark, end):
+            at = end
+        else:
+            break
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,21 @@ def test_engines_without_telemetry():
     """A generic OpenAI-shaped server has nothing we can read."""
     assert not has_telemetry(EngineKind.OPENAI)
     assert parse_metrics(EngineKind.OPENAI, b"vllm:num_requests_running 1").is_empty
+
+
+def test_the_whole_page_is_read_as_if_line_by_line():
+    """Values stop being looked for where their group ends; on a real page of 51 KB nothing is missed by that."""
+    page = (FIXTURES / "vllm_metrics_full.txt").read_bytes()
+    names = {
+        "running": b"vllm:num_requests_running{",
+        "waiting": b"vllm:num_requests_waiting{",
+        "kv_usage": b"vllm:kv_cache_usage_perc{",
+        "preemptions": b"vllm:num_preemptions_total{",
+        "generation_tokens": b"vllm:generation_tokens_total{",
+    }
+    lines = page.splitlines()
+    expected = {
+        field: sum(float(line.split()[-1]) for line in lines if line.startswith(name)) for field, name in names.items()
+    }
+    assert asdict(parse_metrics(EngineKind.VLLM, page)) == expected
+    assert expected["waiting"] == 192.0
