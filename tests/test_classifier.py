@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_an_answer_without_tokens_teaches_nothing(classifier: Classifier) -> Non
 def test_a_held_observation_is_under_a_kilobyte(classifier: Classifier) -> None:
     """All that a held request keeps of its classification."""
     _, observation = classifier.classify(ask("x" * 100_000))
-    assert len(pickle.dumps([getattr(observation, name) for name in Observation.__slots__])) < 1536
+    assert len(pickle.dumps([getattr(observation, field.name) for field in fields(Observation)])) < 1536
     blend = observation.blend
     parts = (observation.values, blend.static, blend.blended, observation.keys, *observation.keys)
     owned = sum(map(sys.getsizeof, parts))

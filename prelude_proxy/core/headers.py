@@ -44,7 +44,7 @@ def request_head(
         body_length: bytes of the body; None for a request without one.
         replaced: lower-case names that are set to this instead of the client's value.
     """
-    dropped = _REQUEST_OWN | replaced.keys() | _named_in_connection(headers)
+    dropped = {*_REQUEST_OWN, *replaced, *_named_in_connection(headers)}
     lines = [method.encode("ascii"), b" ", target, b" HTTP/1.1\r\nhost: ", authority, b"\r\n"]
     for name, value in headers:
         if name.lower() not in dropped:

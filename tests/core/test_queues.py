@@ -5,13 +5,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prelude_proxy.core.limits import PoolSlots, Route
 from prelude_proxy.core.queues import FairQueue, Ticket, work_of
+
+ROUTE = Route(PoolSlots("pool", []), None)
 
 
 def ticket(number, tenant="", tokens=100, prompt=0):
     return Ticket(
         number,
-        None,
+        ROUTE,
         0,
         arrival=float(number),
         deadline=1e9,
