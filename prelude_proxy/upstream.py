@@ -505,10 +505,11 @@ class Upstream:
         now = self._loop.time()
         for connection in list(self._busy):
             connection.check_time(now)
-        fresh = [c for c in self._idle if not c.closed and now - c.since < self._timeouts.keepalive_s]
-        for connection in self._idle:
-            if connection not in fresh:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            if not connection.closed and now - connection.since < self._timeouts.keepalive_s:
+                self._idle.append(connection)
+            else:
                 connection.close()
-        self._idle = fresh
         if self._busy or self._idle:
             self._arm()
