@@ -53,7 +53,7 @@ _FILLER = (
     "more", "if", "out", "so", "what", "up", "said", "about",
 )  # fmt: skip
 _CHARS_PER_TOKEN = 4
-_BLOCK_TOKENS = 512  # the unit of the prefix block ids in Mooncake's traces
+BLOCK_TOKENS = 512  # the unit of the prefix block ids in Mooncake's traces
 
 
 def question(klass: str, rng: random.Random) -> str:
@@ -70,9 +70,9 @@ def sized_prompt(klass: str, prompt_tokens: int, prefix_blocks: Sequence[int], r
     missing = prompt_tokens - len(ask) // _CHARS_PER_TOKEN
     if missing <= 8:
         return ask
-    blocks = list(prefix_blocks[: missing // _BLOCK_TOKENS])
-    parts = [filler(_BLOCK_TOKENS, random.Random(block)) for block in blocks]
-    parts.append(filler(missing - _BLOCK_TOKENS * len(blocks), rng))
+    blocks = list(prefix_blocks[: missing // BLOCK_TOKENS])
+    parts = [filler(BLOCK_TOKENS, random.Random(block)) for block in blocks]
+    parts.append(filler(missing - BLOCK_TOKENS * len(blocks), rng))
     return f"Context: {' '.join(parts)}\n\n{ask}"
 
 

@@ -34,6 +34,8 @@ def simulation_options(command: _Command) -> _Command:
         click.option("--max-num-seqs", default="16", show_default=True, metavar="N[,N…]",
                      help="Batch slots; several are given to the engines in turn."),
         click.option("--num-gpu-blocks", type=click.IntRange(min=2), help="KV blocks [default: the profile's]."),
+        click.option("--enable-prefix-caching/--no-enable-prefix-caching", default=True,
+                     help="Spare the prefill of known prompts, in traces that say what was shared."),
         click.option("--load", type=click.FloatRange(min=0, min_open=True),
                      help="Scale the workload to this share of what the fleet can do."),
         click.option("--network-ms", type=click.FloatRange(min=0), default=1.0, show_default=True, help="One way."),
@@ -59,7 +61,8 @@ def make_fleet(given: Mapping[str, Any]) -> Fleet:
     """
     profile = load_profile(given["profile"])
     slots = [int(text) for text in given["max_num_seqs"].split(",")]
-    specs = [EngineSpec.of(profile, count, given["num_gpu_blocks"]) for count in slots]
+    cache = given["enable_prefix_caching"]
+    specs = [EngineSpec.of(profile, count, given["num_gpu_blocks"], prefix_cache=cache) for count in slots]
     return Fleet(
         engines=tuple(specs[index % len(specs)] for index in range(given["engines"])),
         network_s=given["network_ms"] / 1e3,

@@ -26,14 +26,15 @@ class PrefixCache:
         for block in prefix[:most]:
             if block not in blocks:
                 break
-            blocks.move_to_end(block)
             num += 1
+        for block in reversed(prefix[:num]):
+            blocks.move_to_end(block)
         return num
 
     def insert(self, prefix: tuple[int, ...]) -> None:
         """These blocks were just computed."""
         blocks = self._blocks
-        for block in prefix:
+        for block in reversed(prefix):  # the last block goes first: without the first, none of the others can be used
             blocks[block] = None
             blocks.move_to_end(block)
         while len(blocks) > self._capacity:

@@ -15,10 +15,18 @@ class EngineSpec:
 
     config: EngineConfig
     profile: EngineProfile
+    prefix_cache: bool = True
+    """Spare the prefill of known prompts; only workloads with prefix block ids have any."""
 
     @classmethod
     def of(
-        cls, profile: EngineProfile, max_num_seqs: int, num_gpu_blocks: int | None = None, max_model_len: int = 8192
+        cls,
+        profile: EngineProfile,
+        max_num_seqs: int,
+        num_gpu_blocks: int | None = None,
+        max_model_len: int = 8192,
+        *,
+        prefix_cache: bool = True,
     ) -> EngineSpec:
         """With the KV cache of the profile's card unless `num_gpu_blocks` is given; context as long as fits in it."""
         blocks = num_gpu_blocks or profile.num_gpu_blocks
@@ -29,7 +37,7 @@ class EngineSpec:
             num_gpu_blocks=blocks,
             max_model_len=longest,
         )
-        return cls(config, profile)
+        return cls(config, profile, prefix_cache)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from prelude_proxy.engine.model import EngineStats, Event, EventKind
 from prelude_proxy.engine.model import Sequence as EngineSequence
 from prelude_proxy.engine.scheduler import Engine
 from prelude_proxy.simulator.fleet import Fleet
+from prelude_proxy.simulator.prefixes import engine_blocks
 
 if TYPE_CHECKING:
     from prelude_proxy.core.limits import Permit
@@ -91,7 +92,7 @@ class World:
 
     def __init__(self, plan: Sequence[WorkItem], fleet: Fleet, policy: Policy) -> None:
         self.fleet = fleet
-        self.engines = [Engine(spec.config, spec.profile) for spec in fleet.engines]
+        self.engines = [Engine(spec.config, spec.profile, prefix_cache=spec.prefix_cache) for spec in fleet.engines]
         self.jobs = [Job(item) for item in plan]
         self.num_open = len(self.jobs)
         self.samples: list[Sample] = []
@@ -128,9 +129,13 @@ class World:
         """From the front door to an engine."""
         job.engine = engine
         job.sent_s = now
-        item = job.item
+        item, spec = job.item, self.fleet.engines[engine]
         job.sequence = EngineSequence(
-            prompt_tokens=item.prompt_tokens, output_tokens=item.output_tokens, priority=priority, owner=job
+            prompt_tokens=item.prompt_tokens,
+            output_tokens=item.output_tokens,
+            priority=priority,
+            prefix=engine_blocks(item, spec.config.block_size) if spec.prefix_cache and item.prefix_blocks else (),
+            owner=job,
         )
         self.at(now + self.fleet.network_s + self.fleet.api_s, self._deliver, job)
 
@@ -203,6 +208,8 @@ class World:
     def _finished(self, job: Job, now: float) -> None:
         job.last_s = now + self._proxy_s
         job.status = 200
+        assert job.sequence is not None
+        job.sequence.prefix = ()  # up to thousands of hashes, of no use any more
         self.num_open -= 1
         self._policy.finished(job, now)
 
@@ -225,6 +232,8 @@ class World:
             "running": float(sum(one.num_running for one in stats)),
             "waiting": float(sum(one.num_waiting for one in stats)),
             "kv": sum(one.kv_usage for one in stats) / len(stats),
+            "prompt_tokens": float(sum(one.prompt_tokens for one in stats)),
+            "prefix_hits_tokens": float(sum(one.prefix_hits_tokens for one in stats)),
             **self._policy.gauges(),
         }
         self.samples.append(Sample(now, values))
