@@ -25,6 +25,8 @@ from prelude_proxy.errors import (
 )
 
 _SWEEP_S = 0.25
+_SLOW_SWEEP_S = 1.0
+"""Often enough where all limits are seconds: hundreds of backends each have a timer."""
 _PAUSE_BYTES = 256 * 1024
 _MAX_HEAD_BYTES = 256 * 1024
 _JOIN_BYTES = 64 * 1024
@@ -427,6 +429,8 @@ class Upstream:
         self._idle: list[_Connection] = []
         self._busy: dict[_Connection, None] = {}
         self._sweeper: asyncio.TimerHandle | None = None
+        shortest_s = min(timeouts.first_byte_s, timeouts.idle_s, timeouts.keepalive_s)
+        self._sweep_s = max(_SWEEP_S, min(_SLOW_SWEEP_S, shortest_s / 4))
 
     @property
     def num_busy(self) -> int:
@@ -497,7 +501,7 @@ class Upstream:
 
     def _arm(self) -> None:
         if self._sweeper is None:
-            self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
+            self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
 
     def _sweep(self) -> None:
         """Time limits of busy connections, age of idle ones; runs only while there are any."""
