@@ -124,7 +124,7 @@ class Admission:
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._empty_since: dict[PoolSlots, float] = {}
         self._out: dict[BackendSlots, None] = {}
-        """Backends not available; some come back by time alone."""
+        """Backends not available that may come back by time alone."""
         self._num_held = 0
         self._num_held_bytes = 0
         self._accepting = True
@@ -260,7 +260,6 @@ class Admission:
     def add_backend(self, backend: BackendSlots, now: float) -> None:
         """A backend joins its pool."""
         backend.pool.backends.append(backend)
-        self._out[backend] = None
         self._note_emptiness(backend.pool, now)
         self.refresh(backend, now)
 
@@ -269,12 +268,11 @@ class Admission:
     def refresh(self, backend: BackendSlots, now: float) -> None:
         """Recompute what `backend` may give, and tell its routes if that changed."""
         available = backend.health.is_available(now)
-        if available != backend.available:
-            backend.available = available
-            if available:
-                self._out.pop(backend, None)
-            else:
-                self._out[backend] = None
+        backend.available = available
+        if not available and backend.health.returns_by_time:
+            self._out[backend] = None
+        elif self._out:
+            self._out.pop(backend, None)
         if not available or backend.pool in self._empty_since:
             self._note_emptiness(backend.pool, now)
         for touched in backend.pool.rebalance():
@@ -437,7 +435,8 @@ class Admission:
     def _refresh_out(self, now: float) -> None:
         """Suspensions and ejections end by time alone: look again before saying that nobody is free."""
         for backend in list(self._out):
-            self.refresh(backend, now)
+            if backend.health.is_available(now) or backend.pool in self._empty_since:
+                self.refresh(backend, now)
 
     def _drop_dead_deadlines(self) -> None:
         while self._deadlines and not self._deadlines[0][2].held:

@@ -68,14 +68,18 @@ class Health:
 
     def is_up(self, now: float) -> bool:
         """Whether it is there at all: like available, but for a moment's suspension or a trial that is out."""
-        up = self.enabled and self.reachable and not self.draining
-        return up and self.breaker(now) is not BreakerState.OPEN
+        return self.returns_by_time and self.breaker(now) is not BreakerState.OPEN
 
     def breaker(self, now: float) -> BreakerState:
         """Position of the breaker at `now`."""
         if self._backoff == 0:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now < self._open_until else BreakerState.HALF_OPEN
+
+    @property
+    def returns_by_time(self) -> bool:
+        """Whether it is only suspended or ejected; otherwise a probe or the operator must say that it is back."""
+        return self.enabled and self.reachable and not self.draining
 
     def next_change(self, now: float) -> float | None:
         """When availability may change by the passing of time alone."""
