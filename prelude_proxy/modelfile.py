@@ -24,7 +24,7 @@ from prelude_proxy.core.bins import EDGES
 from prelude_proxy.core.features import FEATURES, FEATURES_VERSION, FeatureExtractor
 from prelude_proxy.core.length import LengthModel, ModelInfo
 from prelude_proxy.core.lexicon import Lexicon
-from prelude_proxy.core.modelname import ModelHabit
+from prelude_proxy.core.modelname import HABIT_FEATURES, ModelHabit
 from prelude_proxy.core.trees import FlatForest
 from prelude_proxy.errors import ConfigError
 
@@ -44,6 +44,7 @@ class ModelParts:
     leaves: NDArray[np.float32]
     base: NDArray[np.float32]
     words: Mapping[bytes, float]
+    """Weights of the lexicon's terms."""
     habits: Mapping[str, ModelHabit]
 
     def build(self, digest: str = "unsaved") -> LengthModel:
@@ -57,7 +58,7 @@ class ModelParts:
                 sources=tuple(manifest.get("sources", ())),
                 digest=digest,
             ),
-            extractor=FeatureExtractor(Lexicon(self.words), self.habits),
+            extractor=FeatureExtractor(Lexicon.of(self.words), self.habits),
             forest=FlatForest.build(self.feature, self.threshold, self.leaves, self.base),
         )
 
@@ -156,13 +157,13 @@ def _parse_lexicon(data: bytes) -> dict[bytes, float]:
 
 def _format_habits(habits: Mapping[str, ModelHabit]) -> str:
     return "\n".join(
-        f"{name}\t{habit.level:.4f}\t{habit.excess:.4f}\t{habit.support:.4f}" for name, habit in sorted(habits.items())
+        "\t".join((name, *(f"{value:.4f}" for value in habit.values()))) for name, habit in sorted(habits.items())
     )
 
 
 def _parse_habits(data: bytes) -> dict[str, ModelHabit]:
     habits = {}
     for line in data.decode().splitlines():
-        name, level, excess, support = line.rsplit("\t", 3)
-        habits[name] = ModelHabit(float(level), float(excess), float(support))
+        name, *values = line.rsplit("\t", len(HABIT_FEATURES))
+        habits[name] = ModelHabit(*map(float, values))
     return habits

@@ -16,13 +16,20 @@ import numpy as np
 from prelude_proxy.core.conversation import Conversation, digest, fingerprint, openings, read_conversation
 from prelude_proxy.core.cues import Cue, read_cue
 from prelude_proxy.core.domain import Endpoint, RequestFacts
-from prelude_proxy.core.lexicon import Lexicon
-from prelude_proxy.core.modelname import NAME_FEATURES, UNKNOWN_HABIT, ModelHabit, describe_name, normal_name
+from prelude_proxy.core.lexicon import Lexicon, terms
+from prelude_proxy.core.modelname import (
+    HABIT_FEATURES,
+    NAME_FEATURES,
+    UNKNOWN_HABIT,
+    ModelHabit,
+    describe_name,
+    normal_name,
+)
 from prelude_proxy.core.text import Glimpse, glimpse
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 
-_LEARNED = ("lexicon", "habit_level", "habit_excess", "habit_support")
+_LEARNED = ("lexicon", *HABIT_FEATURES)
 _SHAPE = (
     "is_completion",
     "is_generate",
@@ -189,7 +196,7 @@ class FeatureExtractor:
         """Features of `facts`, whose payload must not be forgotten yet."""
         conversation = read_conversation(facts)
         seen = glimpse(conversation.text)
-        values = [self.lexicon.score(seen.distinct)]
+        values = [self.lexicon.score(seen.words, seen.distinct)]
         values += self._of_name(facts.model or "")
         values += _of_shape(facts, conversation)
         values += _of_text(seen)
@@ -200,15 +207,16 @@ class FeatureExtractor:
         )
         return Extract(values, fingerprint(conversation), *openings(seen.words), digest(seen), cue)
 
-    def words(self, facts: RequestFacts) -> set[bytes]:
-        """The words the lexicon reads, for training it."""
-        return glimpse(read_conversation(facts).text).distinct
+    def terms(self, facts: RequestFacts) -> list[bytes]:
+        """What the lexicon reads, for training it."""
+        seen = glimpse(read_conversation(facts).text)
+        return terms(seen.words, seen.distinct)
 
     def _of_name(self, name: str) -> list[float]:
         known = self._names.get(name)
         if known is None:
             habit = self._habits.get(normal_name(name), UNKNOWN_HABIT)
-            known = [habit.level, habit.excess, habit.support, *describe_name(name)]
+            known = [*habit.values(), *describe_name(name)]
             if len(self._names) >= self._MAX_NAMES:
                 self._names.clear()
             self._names[name] = known

@@ -31,9 +31,18 @@ class ModelHabit:
     """Mean difference in ln(tokens) to other models on the same prompts, shrunk to 0."""
     support: float
     """ln(1 + rows seen)."""
+    slope: float
+    """By how much the excess grows per unit of ln(tokens) that others write on a prompt."""
+    spread: float
+    """Root mean square of the difference to others, in ln(tokens)."""
+
+    def values(self) -> list[float]:
+        """As features, in the order of `HABIT_FEATURES`."""
+        return [self.level, self.excess, self.support, self.slope, self.spread]
 
 
-UNKNOWN_HABIT = ModelHabit(-1.0, 0.0, 0.0)
+HABIT_FEATURES = ("habit_level", "habit_excess", "habit_support", "habit_slope", "habit_spread")
+UNKNOWN_HABIT = ModelHabit(-1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def normal_name(name: str) -> str:

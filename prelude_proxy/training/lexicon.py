@@ -1,4 +1,4 @@
-"""Fits the lexicon: ridge regression of ln(tokens) on the distinct words of a prompt."""
+"""Fits the lexicon: ridge regression of ln(tokens) on the words of a prompt and the pairs at its ends."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from scipy.sparse.linalg import lsqr
 Floats = NDArray[np.float64]
 
 RIDGE = 1.0
-MAX_LEXICON = 20_000
+MAX_LEXICON = 30_000
 _MIN_PROMPTS = 4
-"""Different prompts a word must occur in."""
+"""Different prompts a term must occur in."""
 
 
 class WordMatrix:
-    """Prompts by words, rows scaled as `Lexicon.score` scales them. Rows with the very same prompt share one."""
+    """Prompts by terms, rows scaled as `Lexicon.score` scales them. Rows with the very same prompt share one."""
 
-    def __init__(self, prompts: Sequence[frozenset[bytes]], groups: Sequence[str]) -> None:
+    def __init__(self, prompts: Sequence[tuple[bytes, ...]], groups: Sequence[str]) -> None:
         first: dict[int, int] = {}
-        self._prompt_of = np.array([first.setdefault(id(words), len(first)) for words in prompts])
-        distinct: list[frozenset[bytes]] = []
+        self._prompt_of = np.array([first.setdefault(id(terms), len(first)) for terms in prompts])
+        distinct: list[tuple[bytes, ...]] = []
         seen: dict[str, int] = {}
         for row, place in enumerate(self._prompt_of):
             if place == len(distinct):
@@ -33,24 +33,24 @@ class WordMatrix:
             seen.setdefault(groups[row], place)
         counts: Counter[bytes] = Counter()
         for place in seen.values():
-            counts.update(distinct[place])
-        self.words: list[bytes] = [word for word, count in counts.items() if count >= _MIN_PROMPTS]
+            counts.update(set(distinct[place]))
+        self.terms: list[bytes] = [term for term, count in counts.items() if count >= _MIN_PROMPTS]
         self._matrix = self._encode(distinct)
 
-    def _encode(self, prompts: list[frozenset[bytes]]) -> sp.csr_matrix:
-        index = {word: place for place, word in enumerate(self.words)}
+    def _encode(self, prompts: list[tuple[bytes, ...]]) -> sp.csr_matrix:
+        index = {term: place for place, term in enumerate(self.terms)}
         indices: list[int] = []
         starts = [0]
         values: list[float] = []
-        for words in prompts:
-            ids = [index[word] for word in words if word in index]
+        for terms in prompts:
+            ids = [index[term] for term in terms if term in index]
             indices += ids
-            values += [1.0 / sqrt(len(words) + 1)] * len(ids)
+            values += [1.0 / sqrt(len(terms) + 1)] * len(ids)
             starts.append(len(indices))
-        return sp.csr_matrix((values, indices, starts), shape=(len(prompts), len(self.words)), dtype=np.float32)
+        return sp.csr_matrix((values, indices, starts), shape=(len(prompts), len(self.terms)), dtype=np.float32)
 
     def fit(self, target: Floats, weight: Floats, rows: NDArray[np.bool_]) -> Floats:
-        """Weights of the words from the chosen rows; the target's mean is left to the trees."""
+        """Weights of the terms from the chosen rows; the target's mean is left to the trees."""
         size = self._matrix.shape[0]
         total = np.bincount(self._prompt_of[rows], weight[rows], minlength=size)
         summed = np.bincount(self._prompt_of[rows], weight[rows] * target[rows], minlength=size)
@@ -68,6 +68,6 @@ class WordMatrix:
         return scores
 
     def largest(self, weights: Floats) -> dict[bytes, float]:
-        """The words with the largest weights, as the model keeps them."""
+        """The terms with the largest weights, as the model keeps them."""
         order = np.argsort(-np.abs(weights))[:MAX_LEXICON]
-        return {self.words[index]: float(f"{weights[index]:.5g}") for index in order}
+        return {self.terms[index]: float(f"{weights[index]:.5g}") for index in order}

@@ -8,7 +8,8 @@ see its prompt (five folds by group); the shipped lexicon and habits are fitted 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import sqrt
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -20,9 +21,8 @@ from numpy.typing import NDArray
 from prelude_proxy.core.bins import EDGES, LN_MIDDLES, NUM_BINS
 from prelude_proxy.core.classify import DEFAULT_CUTOFFS
 from prelude_proxy.core.features import FEATURES, FeatureExtractor
-from prelude_proxy.core.length import LengthModel
 from prelude_proxy.core.lexicon import Lexicon
-from prelude_proxy.core.modelname import UNKNOWN_HABIT, ModelHabit, normal_name
+from prelude_proxy.core.modelname import HABIT_FEATURES, UNKNOWN_HABIT, ModelHabit, normal_name
 from prelude_proxy.errors import ClientError, ConfigError
 from prelude_proxy.journal import read_journal
 from prelude_proxy.modelfile import ModelParts, default_model_path, read_parts, write_parts
@@ -35,7 +35,8 @@ from prelude_proxy.training.metrics import FAST_TOKENS, STANDARD_TOKENS, Scores,
 NUM_FOLDS = 5
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of it done."""
-_LEVEL = FEATURES.index("habit_level")
+_LEXICON = FEATURES.index("lexicon")
+_HABITS = slice(FEATURES.index(HABIT_FEATURES[0]), FEATURES.index(HABIT_FEATURES[-1]) + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class TrainSettings:
     learning_rate: float = 0.18
     min_child_weight: float = 5.0
     subsample: float = 0.8
+    features_per_tree: float = 0.6
     hide_names: float = 0.1
     """Share of rows shown to the forest as of an unknown model, so that it copes with one."""
     threads: int = 1
@@ -58,7 +60,8 @@ class TrainingSet:
     """Rows as arrays, lexicon and habit columns still to be filled."""
 
     values: NDArray[np.float32]
-    prompts: list[frozenset[bytes]]
+    prompts: list[tuple[bytes, ...]]
+    """The lexicon's terms; rows of one prompt share one tuple."""
     tokens: NDArray[np.float64]
     sources: list[str]
     groups: list[str]
@@ -85,11 +88,11 @@ class TrainingSet:
 
 def prepare(rows: Sequence[Row], progress: Progress) -> TrainingSet:
     """Features of every row that the proxy would accept."""
-    extractor = FeatureExtractor(Lexicon({}), {})
+    extractor = FeatureExtractor(Lexicon.of({}), {})
     values: list[list[float]] = []
-    prompts: list[frozenset[bytes]] = []
+    prompts: list[tuple[bytes, ...]] = []
     used: list[Row] = []
-    shared: dict[tuple[int, str], frozenset[bytes]] = {}
+    shared: dict[tuple[int, str], tuple[bytes, ...]] = {}
     for number, row in enumerate(rows):
         try:
             facts = row.facts()
@@ -97,7 +100,7 @@ def prepare(rows: Sequence[Row], progress: Progress) -> TrainingSet:
             continue
         extract = extractor.extract(facts)
         values.append(extract.values)
-        prompts.append(shared.setdefault((extract.digest, row.group), frozenset(extractor.words(facts))))
+        prompts.append(shared.setdefault((extract.digest, row.group), tuple(extractor.terms(facts))))
         used.append(row)
         if number % 1000 == 0:
             progress("reading features", number / len(rows))
@@ -156,12 +159,11 @@ def _add_lexicon(
     matrix = WordMatrix(data.prompts, data.groups)
     weight = np.ones(len(data.tokens))
     target = _within_sources(data)
-    column = FEATURES.index("lexicon")
     for fold in range(NUM_FOLDS):
         progress("fitting the lexicon", fold / (NUM_FOLDS + 1))
         held = folds == fold
         if held.any() and not held.all():
-            values[held, column] = matrix.score(matrix.fit(target, weight, ~held))[held]
+            values[held, _LEXICON] = matrix.score(matrix.fit(target, weight, ~held))[held]
     progress("fitting the lexicon", NUM_FOLDS / (NUM_FOLDS + 1))
     return matrix.largest(matrix.fit(target, weight, np.ones(len(folds), dtype=bool)))
 
@@ -184,12 +186,16 @@ def _add_habits(
     data: TrainingSet, folds: NDArray[np.int_], values: NDArray[np.float32], settings: TrainSettings
 ) -> dict[str, ModelHabit]:
     hidden = np.random.default_rng(settings.seed).random(len(folds)) < settings.hide_names
+    complete = _habits_of(data, np.arange(len(folds)))
     for fold in range(NUM_FOLDS):
         known = _habits_of(data, np.flatnonzero(folds != fold))
         for index in np.flatnonzero(folds == fold):
-            habit = UNKNOWN_HABIT if hidden[index] else known.get(normal_name(data.models[index]), UNKNOWN_HABIT)
-            values[index, _LEVEL : _LEVEL + 3] = habit.level, habit.excess, habit.support
-    return _habits_of(data, np.arange(len(folds)))
+            name = normal_name(data.models[index])
+            habit = UNKNOWN_HABIT if hidden[index] else known.get(name, UNKNOWN_HABIT)
+            if habit is not UNKNOWN_HABIT:
+                habit = replace(habit, support=complete[name].support)
+            values[index, _HABITS] = habit.values()
+    return complete
 
 
 def _habits_of(data: TrainingSet, chosen: NDArray[np.int_]) -> dict[str, ModelHabit]:
@@ -234,6 +240,7 @@ def _boost(
         "eta": settings.learning_rate,
         "min_child_weight": settings.min_child_weight,
         "subsample": settings.subsample,
+        "colsample_bytree": settings.features_per_tree,
         "nthread": settings.threads,
         "seed": settings.seed,
     }
@@ -374,7 +381,7 @@ def _from_journal(directory: Path) -> TrainingSet:
 def _scores(parts: ModelParts, rows: TrainingSet, *, complete: bool) -> tuple[Scores, float]:
     """Static scores of a model on prepared rows; `complete` ones have their learned columns already."""
     model = parts.build()
-    probabilities = np.array([model.of_values(values) for values in _completed(model, parts, rows, complete=complete)])
+    probabilities = np.array([model.of_values(values) for values in _completed(parts, rows, complete=complete)])
     labels = label_of(rows.tokens)
     loss = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-6)).mean()
     fast, standard = EDGES.index(FAST_TOKENS) + 1, EDGES.index(STANDARD_TOKENS) + 1
@@ -392,12 +399,12 @@ def _scores(parts: ModelParts, rows: TrainingSet, *, complete: bool) -> tuple[Sc
     return score(classes, dispatched, np.exp(probabilities @ LN_MIDDLES), rows.tokens), float(loss)
 
 
-def _completed(model: LengthModel, parts: ModelParts, rows: TrainingSet, *, complete: bool) -> NDArray[np.float32]:
+def _completed(parts: ModelParts, rows: TrainingSet, *, complete: bool) -> NDArray[np.float32]:
     if complete:
         return rows.values
     values = rows.values.copy()
-    for index, words in enumerate(rows.prompts):
+    for index, terms in enumerate(rows.prompts):
         habit = parts.habits.get(normal_name(rows.models[index]), UNKNOWN_HABIT)
-        values[index, 0] = model.extractor.lexicon.score(set(words))
-        values[index, _LEVEL : _LEVEL + 3] = habit.level, habit.excess, habit.support
+        values[index, _LEXICON] = sum(parts.words.get(term, 0.0) for term in terms) / sqrt(len(terms) + 1)
+        values[index, _HABITS] = habit.values()
     return values

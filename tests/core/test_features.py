@@ -19,7 +19,7 @@ from prelude_proxy.core.modelname import ModelHabit
 from prelude_proxy.core.parse import ENDPOINTS, parse_request
 from prelude_proxy.training.dataset import read_rows
 
-EXTRACTOR = FeatureExtractor(Lexicon({b"essay": 1.0}), {"qwen3-8b": ModelHabit(5.0, 0.5, 3.0)})
+EXTRACTOR = FeatureExtractor(Lexicon.of({b"essay": 1.0}), {"qwen3-8b": ModelHabit(5.0, 0.5, 3.0, 0.25, 0.75)})
 
 
 def facts_of(body: dict[str, Any], path: str = "/v1/chat/completions") -> RequestFacts:
@@ -56,6 +56,7 @@ def test_a_known_model_name_brings_its_habit() -> None:
     """Owner and letter case of the name do not matter."""
     seen = features_of(chat("hi") | {"model": "Qwen/Qwen3-8B"})
     assert (seen["habit_level"], seen["habit_excess"], seen["name_size"]) == (5.0, 0.5, pytest.approx(np.log1p(8)))
+    assert (seen["habit_support"], seen["habit_slope"], seen["habit_spread"]) == (3.0, 0.25, 0.75)
     assert features_of(chat("hi"))["habit_level"] == -1.0
 
 
