@@ -16,7 +16,7 @@ from prelude_proxy.core.health import BreakerState
 from prelude_proxy.core.limits import BackendSlots
 from prelude_proxy.dispatcher import Dispatcher
 from prelude_proxy.judge import Judge
-from prelude_proxy.metrics import Metrics, gauge
+from prelude_proxy.metrics import Counter, Metrics, counter, gauge
 from prelude_proxy.poller import Poller
 
 _BREAKER_VALUES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
@@ -153,6 +153,7 @@ class Admin:
         yield inflight
         windows = [((backend.name,), backend.window.size) for backend in backends]
         yield gauge("window", "Requests a backend may hold.", ("backend",), windows)
+        yield from self._affinity()
         up = [((backend.name,), backend.available) for backend in backends]
         yield gauge("backend_up", "1 when it may get work.", ("backend",), up)
         yield gauge(
@@ -169,6 +170,23 @@ class Admin:
             ("backend",),
             [(labels, age) for labels, age in ages if age is not None],
         )
+
+    def _affinity(self) -> Iterable[Metric]:
+        dispatches: Counter = {}
+        saved: Counter = {}
+        for pool in self._dispatcher.admission.pools:
+            if (affinity := pool.affinity) is not None:
+                dispatches[pool.name, "hit"] = affinity.num_hits
+                dispatches[pool.name, "moved"] = affinity.num_moved
+                dispatches[pool.name, "miss"] = affinity.num_misses
+                saved[pool.name,] = affinity.saved_tokens
+        yield counter(
+            "affinity",
+            "Dispatches of requests with prefix or session: where it is known (hit), elsewhere (moved), unseen (miss).",
+            ("pool", "outcome"),
+            dispatches,
+        )
+        yield counter("affinity_saved_tokens", "Prompt tokens that prefix caches should spare.", ("pool",), saved)
 
     async def _serve_metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.page(), headers={"content-type": "text/plain; version=0.0.4"})

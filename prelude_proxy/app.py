@@ -18,6 +18,7 @@ from prelude_proxy.classifier import Classifier
 from prelude_proxy.config import Admin as AdminConfig
 from prelude_proxy.config import Backend, Config, Listen, Pool, read_secret
 from prelude_proxy.core.admission import Admission, QueueBounds
+from prelude_proxy.core.affinity import Affinity
 from prelude_proxy.core.catalog import Catalog
 from prelude_proxy.core.classify import promotions
 from prelude_proxy.core.domain import ClassSpec, EngineKind
@@ -140,6 +141,10 @@ class App:
             for pool in config.pools
         ]
         aware = config.admission.mode == "class-aware"
+        for pool_slots, given in zip(pools, config.pools, strict=True):
+            policy = given.routing.policy()
+            if aware and policy.is_any:
+                pool_slots.affinity = Affinity(policy)
         admission = Admission(
             pools,
             rng=random.Random(),

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from prelude_proxy.core.affinity import AffinityPolicy
 from prelude_proxy.core.domain import ClassSpec, EngineKind
 from prelude_proxy.core.rules import Bounds, Condition
 from prelude_proxy.core.rules import Rule as CoreRule
@@ -82,6 +83,36 @@ class Backend(_Section):
         return self.name or self.url.partition("://")[2].rpartition("@")[2]
 
 
+class Routing(_Section):
+    """Which of the backends with a free slot gets a request: the least occupied, or one that knows it already."""
+
+    prefix_affinity: bool = True
+    """Prefer the backend that has lately prefilled the start of the same prompt (its prefix cache spares that work), as
+    far as that outweighs what else it has to do."""
+    cache_tokens: int = Field(1_000_000, gt=0)
+    """Prompt tokens that one backend is taken to remember; the engine's KV cache, in tokens."""
+    session_header: str | None = "x-session-id"
+    """Requests with the same value of this header go to the same backend; none: no such header."""
+    session_cookie: str | None = None
+    """The same by a cookie, for requests without that header."""
+    session_field: str | None = None
+    """The same by a field of the body, e.g. `user` or `prompt_cache_key`, for requests with neither."""
+    max_extra_load: float = Field(0.1, ge=0)
+    """Share of its window that a backend may have in use beyond that of the least occupied one, or one request, and
+    still be preferred for a prefix or a session. No request waits for a preferred backend."""
+
+    def policy(self) -> AffinityPolicy:
+        """The same as the core uses it."""
+        return AffinityPolicy(
+            prefix=self.prefix_affinity,
+            session_header=self.session_header.lower() if self.session_header else None,
+            session_cookie=self.session_cookie,
+            session_field=self.session_field,
+            max_extra_load=self.max_extra_load,
+            cache_tokens=self.cache_tokens,
+        )
+
+
 class Pool(_Section):
     """Backends that can stand in for each other."""
 
@@ -98,6 +129,8 @@ class Pool(_Section):
     """The engines. May be empty: requests then wait `admission.cold_start_wait_s` for one to appear."""
     class_labels: dict[str, dict[str, str]] = {}
     """Class → labels a backend must carry to get it, e.g. `deep: {tier: batch}`."""
+    routing: Routing = Routing()
+    """Which of its backends gets a request."""
     in_engine_priority: bool = False
     """Send `X-Vllm-Priority` by class (the engine must run with `--scheduling-policy priority`)."""
     api_key_env: str | None = None

@@ -101,6 +101,7 @@ class Poller:
             await self.discover()
         elif was_reachable and not slots.health.reachable:
             log.warning("backend %s is down: %s", slots.name, reason)
+            self._forget()
 
     async def scrape(self) -> None:
         """One telemetry scrape; a failed one changes nothing: the window stays where it is."""
@@ -111,10 +112,13 @@ class Poller:
         self.view.num_scrapes += 1
         sample = parse_metrics(self._engine.kind, page) if status == 200 else Sample()
         if not sample.is_empty:
+            before = self.view.sample.generation_tokens
+            if before is not None and sample.generation_tokens is not None and sample.generation_tokens < before:
+                self._forget()  # its counters began anew: so did it
             self.view.sample, self.view.sampled_at = sample, self._dispatcher.now()
-            before = self._window()
+            window = self._window()
             self._dispatcher.observe(self._engine.slots, sample)
-            self._num_steady = self._num_steady + 1 if self._window() == before == self._seen_window else 0
+            self._num_steady = self._num_steady + 1 if self._window() == window == self._seen_window else 0
             self._seen_window = self._window()
         self._engine.has_telemetry = self.is_fresh()
 
@@ -131,6 +135,12 @@ class Poller:
         if self._catalog.set_models(self._engine.slots, frozenset(models) or None):
             log.info("backend %s serves %s", self._engine.slots.name, ", ".join(models) or "models it does not list")
             self._dispatcher.changed(self._engine.slots)
+
+    def _forget(self) -> None:
+        """The engine's prefix cache is gone."""
+        slots = self._engine.slots
+        if slots.pool.affinity is not None:
+            slots.pool.affinity.forget(slots)
 
     def _scrape_interval_s(self) -> float:
         """An engine makes its page with the CPU that serves: some 7 ms. Once the window is steady, ask less often."""

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from prelude_proxy.classifier import Observation
 from prelude_proxy.core.admission import DropReason
+from prelude_proxy.core.affinity import Ties
 from prelude_proxy.core.catalog import Catalog
 from prelude_proxy.core.dialects import error_body
 from prelude_proxy.core.domain import Dialect, Endpoint, EngineKind, RequestFacts
@@ -86,6 +87,8 @@ class Exchange:
     verdict: Verdict | None = None
     observation: Observation | None = None
     lesson: Lesson[Observation] | None = None
+    ties: Ties | None = None
+    """What ties it to a backend."""
     outcome: Outcome = Outcome.INTERNAL
     status: int = 0
     error: str | None = None
@@ -229,10 +232,13 @@ class Proxy:
         if self._settings.log_prompts:
             exchange.prompt = body.decode("utf-8", "replace")
         exchange.verdict, exchange.observation = self._judge.judge(facts, exchange.arrival)
+        needs_name = facts.endpoint not in {Endpoint.OTHER, Endpoint.GENERATE}
+        route = self._catalog.resolve(facts.model, exchange.verdict.pool, needs_name=needs_name)
+        if route.pool.affinity is not None and len(route.backends) > 1:
+            exchange.ties = route.pool.affinity.ties_of(facts)
         facts.forget_payload()
         exchange.classify_s = time.perf_counter() - began
-        needs_name = facts.endpoint not in {Endpoint.OTHER, Endpoint.GENERATE}
-        return self._catalog.resolve(facts.model, exchange.verdict.pool, needs_name=needs_name)
+        return route
 
     async def _serve(self, request: Request, exchange: Exchange, route: Route, body: bytes) -> None:
         """Admit, send, relay; once more elsewhere where that is safe."""
@@ -352,6 +358,7 @@ class Proxy:
             expected_tokens=round(verdict.classification.expected_tokens),
             prompt_tokens=facts.prompt_tokens,
             num_bytes=num_bytes,
+            ties=exchange.ties,
         )
 
     def _again(self, ticket: Ticket) -> Ticket:
@@ -366,6 +373,7 @@ class Proxy:
             prompt_tokens=ticket.prompt_tokens,
             num_bytes=ticket.num_bytes,
             is_retry=True,
+            ties=ticket.ties,
         )
 
     async def _send(

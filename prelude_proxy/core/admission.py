@@ -394,6 +394,8 @@ class Admission:
 
     def _issue(self, ticket: Ticket, backend: BackendSlots, now: float) -> Permit:
         permit = Permit(ticket, backend, work_of(ticket), now)
+        if ticket.ties is not None and backend.pool.affinity is not None:
+            permit.prefill_tokens -= backend.pool.affinity.dispatched(ticket.ties, ticket.prompt_tokens, backend)
         backend.issue(permit)
         backend.health.dispatched(now)
         self._drain_rate[ticket.klass].add(now)

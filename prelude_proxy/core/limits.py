@@ -25,6 +25,7 @@ from prelude_proxy.core.domain import ClassSpec, Rng
 from prelude_proxy.core.staffing import Staffing
 
 if TYPE_CHECKING:
+    from prelude_proxy.core.affinity import Affinity
     from prelude_proxy.core.health import Health
     from prelude_proxy.core.queues import Ticket
     from prelude_proxy.core.window import Window
@@ -238,6 +239,9 @@ class OpenSet:
         self.items: list[BackendSlots] = []
         self._position: dict[int, int] = {}
 
+    def __contains__(self, backend: BackendSlots) -> bool:
+        return backend.index in self._position
+
     def add(self, backend: BackendSlots) -> None:
         """Add `backend` if it is not there."""
         if backend.index not in self._position:
@@ -302,6 +306,7 @@ class PoolSlots:
         "_kept",
         "_layout",
         "_order",
+        "affinity",
         "backends",
         "classes",
         "feed_owned_from",
@@ -324,6 +329,8 @@ class PoolSlots:
         self.backends: list[BackendSlots] = []
         self.permits: list[set[Permit]] = [set() for _ in classes]
         self.staffing = Staffing(self.classes, beta)
+        self.affinity: Affinity | None = None
+        """What ties requests to backends; None: nothing does."""
         self._class_labels = [dict((class_labels or {}).get(spec.name, {})) for spec in classes]
         self._kept = [0] * len(self.classes)
         """By class, slots of the pool that are kept free of it now: the sum of what its backends keep."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prelude_proxy.core.affinity import Ties
     from prelude_proxy.core.limits import Route
 
 
@@ -33,6 +34,7 @@ class Ticket:
         "prompt_tokens",
         "route",
         "tenant",
+        "ties",
     )
 
     def __init__(
@@ -49,6 +51,7 @@ class Ticket:
         num_bytes: int = 0,
         payload: Any = None,
         is_retry: bool = False,
+        ties: Ties | None = None,
     ) -> None:
         self.id = ticket_id
         self.route = route
@@ -65,6 +68,8 @@ class Ticket:
         """Whatever the shell wants to find again in the decision (its future)."""
         self.is_retry = is_retry
         """Another attempt of a request that was let in before: it is let in during a shutdown too."""
+        self.ties = ties
+        """What ties it to a backend; None: nothing does."""
         self.held = False
         """Waiting in a queue now."""
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prelude_proxy.core.admission import Admission, Decision, Dispatch, DropReason, QueueBounds
+from prelude_proxy.core.affinity import Affinity, AffinityPolicy, Ties
 from prelude_proxy.core.classify import promotions
 from prelude_proxy.core.domain import ClassSpec
 from prelude_proxy.core.health import Health, HealthPolicy
@@ -22,6 +23,7 @@ from prelude_proxy.core.telemetry import Sample
 from prelude_proxy.core.window import Window
 from prelude_proxy.engine.model import EngineStats
 from prelude_proxy.simulator.forecasters import Forecaster
+from prelude_proxy.simulator.prefixes import chain
 from prelude_proxy.simulator.world import Job, World
 
 _GRAIN_S = 0.001
@@ -40,6 +42,7 @@ class PreludeSettings:
     reserve_beta: float = 1.0
     max_reserve: float = 0.5
     bounds: QueueBounds = field(default_factory=QueueBounds)
+    affinity: AffinityPolicy | None = field(default_factory=AffinityPolicy)
 
 
 class Prelude:
@@ -55,6 +58,8 @@ class Prelude:
         self._promotions = promotions(self._classes)
         self._forecaster = forecaster
         self._pool = PoolSlots("default", self._classes, beta=settings.reserve_beta)
+        if settings.affinity is not None:
+            self._pool.affinity = Affinity(settings.affinity)
         self._route = Route(self._pool, None)
         self.admission = Admission([self._pool], rng=random.Random(f"{seed}/routing"), bounds=settings.bounds)
         self._tick_at: float | None = None
@@ -134,6 +139,7 @@ class Prelude:
         return values
 
     def _offer(self, job: Job, now: float) -> None:
+        prefix = chain(job.item) if self._pool.affinity is not None and len(self._pool.backends) > 1 else ()
         ticket = Ticket(
             next(self._ids),
             self._route,
@@ -144,6 +150,7 @@ class Prelude:
             expected_tokens=job.expected_tokens,
             prompt_tokens=job.item.prompt_tokens,
             payload=job,
+            ties=Ties(prefix) if prefix else None,
         )
         job.ticket = ticket
         self._apply(self.admission.offer(ticket, now), now)

@@ -30,7 +30,7 @@ class Simulation:
 
     @classmethod
     def of(cls, config: Config | None = None, *, forecaster: Forecaster | None = None, seed: int = 0) -> Simulation:
-        """With the admission settings and classes of `config` (default: all defaults)."""
+        """With the admission settings, classes and first pool's routing of `config` (default: all defaults)."""
         config = config or Config.model_validate({"classes": {}})
         admission = config.admission
         settings = PreludeSettings(
@@ -40,6 +40,7 @@ class Simulation:
             feed=admission.feed,
             reserve_beta=admission.reserve_beta,
             max_reserve=admission.max_reserve,
+            affinity=config.pools[0].routing.policy(),
         )
         return cls(settings, forecaster, seed)
 
