@@ -26,7 +26,7 @@ from prelude_proxy.modelfile import load_model
 
 @dataclass(slots=True)
 class Observation:
-    """What must be kept of a classified request to learn from its answer; under a kilobyte, no text."""
+    """What must be kept of a classified request to learn from its answer; under two kilobytes, no text."""
 
     keys: tuple[int, ...]
     blend: Blend

@@ -34,7 +34,8 @@ def bin_of(tokens: float) -> int:
 
 def mean_ln(probabilities: Sequence[float]) -> float:
     """Expected ln(tokens)."""
-    return sum(map(mul, probabilities, _LN_MIDDLES))
+    mean: float = sum(map(mul, probabilities, _LN_MIDDLES))
+    return mean
 
 
 def shift(probabilities: list[float], mean: float, expected: float, stretch: float) -> list[float]:

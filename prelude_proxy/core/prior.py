@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS, bin_of, mean_ln, shift, shifted_bin
 
 EXPERTS = ("reweighted", "corrected", "history")
-_MOMENTS = np.stack((LN_MIDDLES, LN_MIDDLES**2), axis=1).astype(np.float32)
+_SQUARES: list[float] = (LN_MIDDLES**2).tolist()
 _UNTRIED = (1 / len(EXPERTS),) * len(EXPERTS)
 
 
@@ -143,9 +143,9 @@ class OnlinePrior:
         The experts are linear in what they are made of, so their blend is put together directly; what each alone says
         is only worked out in `learn`, for the one bin that came true.
         """
-        mean, square = static.dot(_MOMENTS).tolist()
-        sigma = sqrt(max(square - mean * mean, 0.01))
         values: list[float] = static.tolist()
+        mean = mean_ln(values)
+        sigma = sqrt(max(sum(map(mul, values, _SQUARES)) - mean * mean, 0.01))
         line = self._lines.get(keys[0], self._overall)
         if line.weight == 0.0:
             return Blend(static, mean, mean, sigma, values)

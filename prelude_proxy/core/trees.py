@@ -71,5 +71,5 @@ class FlatForest:
 def softmax(margins: Vector) -> Vector:
     """Probabilities that `margins` stand for. Margins of a forest are far below where float32 overflows (e^88)."""
     weights: Vector = np.exp(margins)
-    weights *= 1.0 / float(weights.sum())
+    weights *= 1.0 / float(np.add.reduce(weights))
     return weights

@@ -45,3 +45,15 @@ def test_patience_ends():
         ("late", 6, False),
     ]
     assert taught(lessons.know(silent, 900, censored=False, now=9.0)) == [("silent", 900, False)]
+
+
+def test_no_more_lessons_a_second_than_pay():
+    """A second's worth at once, then as many as come due; the others are never due, whatever becomes known of them."""
+    lessons = Lessons(max_per_s=10.0)
+    first = [lessons.open(number, 1.0) for number in range(25)]
+    due = [due for lesson in first for due in lessons.know(lesson, 5, censored=False, now=1.1)]
+    assert [lesson.subject for lesson in due] == list(range(10))
+    later = [lessons.open(number, 1.55) for number in range(100, 110)]
+    due = [due for lesson in later for due in lessons.know(lesson, 5, censored=False, now=1.6)]
+    assert [lesson.subject for lesson in due] == [100, 101, 102, 103, 104]
+    assert len(lessons) == 0
