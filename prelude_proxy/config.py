@@ -92,7 +92,7 @@ class Routing(_Section):
     cache_tokens: int = Field(1_000_000, gt=0)
     """Prompt tokens that one backend is taken to remember; the engine's KV cache, in tokens."""
     session_header: str | None = "x-session-id"
-    """Requests with the same value of this header go to the same backend; none: no such header."""
+    """Requests of one tenant with the same value of this header go to the same backend; none: no such header."""
     session_cookie: str | None = None
     """The same by a cookie, for requests without that header."""
     session_field: str | None = None

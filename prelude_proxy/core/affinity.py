@@ -197,7 +197,10 @@ class Affinity:
 
 
 def _session_of(facts: RequestFacts, policy: AffinityPolicy) -> str:
-    """The session a request names: by header, else by cookie, else by a field of its body; empty if by none."""
+    """The session a request names: by header, else by cookie, else by a field of its body; empty if by none.
+
+    Each tenant has its own: "1" of one caller is not that of another.
+    """
     session: object = None
     if policy.session_header is not None:
         session = facts.headers.get(policy.session_header)
@@ -205,7 +208,9 @@ def _session_of(facts: RequestFacts, policy: AffinityPolicy) -> str:
         session = _cookie(facts.headers, policy.session_cookie)
     if not session and policy.session_field is not None and facts.payload is not None:
         session = facts.payload.get(policy.session_field)
-    return session[:_MAX_SESSION_CHARS] if isinstance(session, str) else ""
+    if not session or not isinstance(session, str):
+        return ""
+    return f"{facts.tenant or ''}\n{session[:_MAX_SESSION_CHARS]}"
 
 
 def _cookie(headers: Mapping[str, str], name: str) -> str:

@@ -116,10 +116,12 @@ def test_a_session_is_at_home_where_it_was_served_last():
     ],
 )
 def test_a_session_is_named_by_header_cookie_or_field(headers, payload, session):
-    """In that order; what is no text names nothing."""
+    """In that order, and of its own tenant only; what is no text names nothing."""
     affinity = Affinity(AffinityPolicy(session_header="x-session-id", session_cookie="sid", session_field="user"))
-    ties = affinity.ties_of(facts(headers, **payload))
-    assert (ties.session if ties else "") == session
+    request = facts(headers, **payload)
+    request.tenant = "acme"
+    ties = affinity.ties_of(request)
+    assert (ties.session if ties else "") == (f"acme\n{session}" if session else "")
 
 
 def test_nothing_ties_a_request_when_nothing_is_asked_for():
