@@ -44,22 +44,25 @@ class Lexicon:
             words: of the prompt, in order.
             distinct: the same as a set.
         """
-        pairs = edge_pairs(words)
+        ends = _ends(words)
+        pairs = zip(ends, ends[1:], strict=False)  # noqa: RUF007 - uses one tuple again and again, pairwise makes many
         total = sum(map(self.words.get, distinct, _ZEROS)) + sum(map(self.pairs.get, pairs, _ZEROS))
-        return total / sqrt(len(distinct) + len(pairs) + 1)
+        return total / sqrt(len(distinct) + max(len(ends), 1))
 
 
 _ZEROS = repeat(0.0)
 
 
+def _ends(words: list[bytes]) -> list[bytes]:
+    """A prompt's end and start, closed to a ring by an empty word."""
+    if len(words) <= 2 * EDGE_WORDS:
+        return [*words, b"", words[0]] if words else []
+    return [*words[-EDGE_WORDS:], b"", *words[:EDGE_WORDS]]
+
+
 def edge_pairs(words: list[bytes]) -> list[Pair]:
     """Neighbours at the start and the end of a prompt; the first word's left and the last one's right is empty."""
-    if not words:
-        return []
-    ends = (b"", words[0]), (words[-1], b"")
-    if len(words) <= 2 * EDGE_WORDS:
-        return [*ends, *pairwise(words)]
-    return [*ends, *pairwise(words[:EDGE_WORDS]), *pairwise(words[-EDGE_WORDS:])]
+    return list(pairwise(_ends(words)))
 
 
 def terms(words: list[bytes], distinct: set[bytes]) -> list[bytes]:
