@@ -46,7 +46,7 @@ class Lexicon:
         """
         ends = _ends(words)
         pairs = zip(ends, ends[1:], strict=False)  # noqa: RUF007 - uses one tuple again and again, pairwise makes many
-        total = sum(map(self.words.get, distinct, _ZEROS)) + sum(map(self.pairs.get, pairs, _ZEROS))
+        total = sum(map(self.words.get, distinct, _ZEROS), 0.0) + sum(map(self.pairs.get, pairs, _ZEROS), 0.0)
         return total / sqrt(len(distinct) + max(len(ends), 1))
 
 
