@@ -267,7 +267,6 @@ class App:
     def _proxy_settings(self) -> ProxySettings:
         config = self.config
         return ProxySettings(
-            queue_timeouts_s=tuple(config.classes[spec.name].queue_timeout_s for spec in self.classes),
             promotions=promotions(self.classes),
             max_attempts=config.admission.max_attempts,
             retry_budget=config.admission.retry_budget,

@@ -15,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prelude_proxy.core.affinity import AffinityPolicy
-from prelude_proxy.core.domain import ClassSpec, EngineKind
+from prelude_proxy.core.domain import ClassSpec, EngineKind, Order
 from prelude_proxy.core.rules import Bounds, Condition
 from prelude_proxy.core.rules import Rule as CoreRule
 from prelude_proxy.errors import ConfigError
@@ -161,6 +161,17 @@ class ExecutionClass(_Section):
     """Longest time a request is held before 429."""
     aging_s: Seconds = 60.0
     """Held this long, a request goes before every other class (never into another's reserve)."""
+    order: Order = Order.FCFS
+    """Who of one tenant's held requests goes next: `fcfs` (first come), `shortest` (fewest predicted tokens, see
+    `shortest_s_per_token`) or `deadline` (earliest due, by `x-prelude-deadline-ms` or `ttft_slo_ms`)."""
+    shortest_s_per_token: float = Field(0.05, ge=0)
+    """For order `shortest`: an expected output token counts as this much later an arrival, so a request of n tokens can
+    be overtaken for this times n seconds, at most for `aging_s`."""
+    ttft_slo_ms: float | None = Field(None, gt=0)
+    """When the first token is wanted, after arrival; `x-prelude-deadline-ms` and `x-llm-d-slo-ttft-ms` override it."""
+    shed: bool = False
+    """Turn away at once, with 429 and `retry-after`, what cannot have its first token in time. A request with
+    `x-prelude-deadline-ms` is treated so in any case."""
     ladder: bool = True
     """Whether the classifier may choose it; if not, only structure, rules and headers do."""
 
@@ -181,6 +192,7 @@ DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
         "reserve": 0,
         "queue_timeout_s": 300.0,
         "aging_s": 30.0,
+        "order": "shortest",
     },
     "deep": {"priority": 3, "reserve": 0, "queue_timeout_s": 600.0, "aging_s": 60.0},
 }

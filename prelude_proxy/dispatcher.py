@@ -21,6 +21,7 @@ _TIMER_GRAIN_S = 0.001
 _SHED = {
     DropReason.SATURATED: (429, "The queue for this class of request is full. Retry after the time given."),
     DropReason.TTL_EXPIRED: (429, "No capacity became free within the time this request may be held."),
+    DropReason.UNMEETABLE: (429, "The queue is too long for this request's deadline. Retry after the time given."),
     DropReason.NO_ENDPOINTS: (503, "No backend for this model is up at the moment."),
     DropReason.SHUTTING_DOWN: (503, "This proxy is shutting down."),
 }

@@ -32,7 +32,7 @@ class ClientError(PreludeError):
 
 
 class ShedError(PreludeError):
-    """A well-formed request that is not served now; `reason` goes out as `x-prelude-dropped-reason`."""
+    """A well-formed request that is not served now; `reason` decides `x-prelude-dropped-reason`."""
 
     def __init__(self, message: str, *, status: int, reason: str, retry_after_s: int) -> None:
         super().__init__(message)

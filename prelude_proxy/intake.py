@@ -1,4 +1,4 @@
-"""What is taken from a client's headers before anything is decided: an id, who it is, how long it will wait."""
+"""What is taken from a client's headers before anything is decided: an id, and who it is."""
 
 from __future__ import annotations
 
@@ -74,18 +74,6 @@ class Callers:
             return _NOBODY
         self._lines.add(tenant)
         return tenant
-
-    def deadline(self, headers: Mapping[str, str], arrival: float, latest: float) -> float:
-        """Until when the request may be held: its class's bound or the client's, whichever is earlier."""
-        if "x-prelude-no-queue" in headers and headers["x-prelude-no-queue"].lower() not in {"0", "false"}:
-            return arrival
-        wanted = headers.get("x-prelude-deadline-ms")
-        if wanted is None:
-            return latest
-        try:
-            return min(latest, arrival + max(0.0, float(wanted)) / 1e3)
-        except ValueError:
-            return latest
 
 
 def _printable(name: str) -> str:

@@ -20,6 +20,7 @@ from prelude_proxy.classifier import Observation
 from prelude_proxy.core.admission import DropReason
 from prelude_proxy.core.affinity import Ties
 from prelude_proxy.core.catalog import Catalog
+from prelude_proxy.core.deadlines import patience_of
 from prelude_proxy.core.dialects import error_body
 from prelude_proxy.core.domain import Dialect, Endpoint, EngineKind, RequestFacts
 from prelude_proxy.core.headers import end_to_end, request_head
@@ -135,8 +136,6 @@ class Recorder(Protocol):
 class ProxySettings:
     """The few numbers the journey itself needs."""
 
-    queue_timeouts_s: tuple[float, ...]
-    """By class."""
     promotions: tuple[tuple[int, int] | None, ...]
     """By class: (output tokens beyond which a stream no longer belongs to it, the class it then belongs to)."""
     max_attempts: int = 3
@@ -192,10 +191,11 @@ class Proxy:
             exchange.outcome = Outcome.RULE_REJECTED if error.kind == "rule" else Outcome.BAD_REQUEST
             self._refuse(request, exchange, error.status, error, kind=error.kind, param=error.param)
         except ShedError as error:
-            exchange.outcome = _SHED_OUTCOMES[DropReason(error.reason)]
+            reason = DropReason(error.reason)
+            exchange.outcome = _SHED_OUTCOMES[reason]
             headers = [
                 (b"retry-after", b"%d" % error.retry_after_s),
-                (b"x-prelude-dropped-reason", error.reason.encode()),
+                (b"x-prelude-dropped-reason", reason.word.encode()),
             ]
             self._refuse(request, exchange, error.status, error, headers=headers)
         except UpstreamError as error:
@@ -347,13 +347,15 @@ class Proxy:
         assert verdict is not None
         assert facts is not None
         exchange.ready_at = now = self._dispatcher.now()
-        wait_s = self._settings.queue_timeouts_s[verdict.klass]
+        patience = patience_of(self._judge.classes[verdict.klass], request.headers, exchange.arrival, now)
         return Ticket(
             next(self._ids),
             route,
             verdict.klass,
             arrival=exchange.arrival,
-            deadline=self._callers.deadline(request.headers, exchange.arrival, now + wait_s),
+            deadline=patience.deadline,
+            due=patience.due,
+            sheds=patience.sheds,
             tenant=self._callers.line_of(facts.tenant),
             expected_tokens=round(verdict.classification.expected_tokens),
             prompt_tokens=facts.prompt_tokens,
@@ -368,6 +370,8 @@ class Proxy:
             ticket.klass,
             arrival=ticket.arrival,
             deadline=ticket.deadline,
+            due=ticket.due,
+            sheds=ticket.sheds,
             tenant=ticket.tenant,
             expected_tokens=ticket.expected_tokens,
             prompt_tokens=ticket.prompt_tokens,
@@ -581,6 +585,7 @@ class EngineBusyError(UpstreamError):
 _SHED_OUTCOMES = {
     DropReason.SATURATED: Outcome.REJECTED_SATURATED,
     DropReason.TTL_EXPIRED: Outcome.EXPIRED,
+    DropReason.UNMEETABLE: Outcome.UNMEETABLE,
     DropReason.NO_ENDPOINTS: Outcome.NO_ENDPOINTS,
     DropReason.SHUTTING_DOWN: Outcome.SHUTTING_DOWN,
 }

@@ -13,6 +13,7 @@ from prelude_proxy.proxy import Exchange
 _ADMIT_LABEL = {
     Outcome.REJECTED_SATURATED: "rejected",
     Outcome.EXPIRED: "expired",
+    Outcome.UNMEETABLE: "unmeetable",
     Outcome.NO_ENDPOINTS: "no_endpoints",
     Outcome.SHUTTING_DOWN: "shutting_down",
 }

@@ -4,7 +4,8 @@ Every public method is an event; it changes the books and ends in the one privat
 absence of a decision. Invariants, numbered as the property tests number them:
 
 1. slots in use = live permits (counts are sizes of permit sets);
-2. never above a limit, a window or a reserve at the moment of dispatch (a shrinking window never revokes a permit);
+2. never above a limit, a window or a reserve at the moment of dispatch (a shrinking window never revokes a permit), and
+   nothing more to a class that has reached a ceiling in tokens or a prefill budget;
 3. each ticket ends in exactly one of dispatch, reject, expire, cancel;
 4. work-conserving: no ticket is held beside a slot that it may use;
 5. no ticket is held past its deadline, and a deadline never touches dispatched work;
@@ -17,16 +18,17 @@ absence of a decision. Invariants, numbered as the property tests number them:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from prelude_proxy.core.domain import Rng
+from prelude_proxy.core.lanes import Lane
 from prelude_proxy.core.limits import BackendSlots, Permit, PoolSlots, Route
+from prelude_proxy.core.order import by_arrival
 from prelude_proxy.core.outcome import Outcome
-from prelude_proxy.core.queues import FairQueue, Ticket, work_of
-from prelude_proxy.core.rates import DecayingRate
+from prelude_proxy.core.queues import Ticket, work_of
 from prelude_proxy.core.routing import LeastOccupied, RoutingPolicy
 
 if TYPE_CHECKING:
@@ -37,12 +39,19 @@ _CONNECT_SUSPEND_S = 0.5
 
 
 class DropReason(StrEnum):
-    """Why a ticket was not served, as it goes out in `x-prelude-dropped-reason`."""
+    """Why a ticket was not served."""
 
     SATURATED = "rejected-saturated"
     TTL_EXPIRED = "rejected-ttl-expired"
+    UNMEETABLE = "rejected-ttl-unmeetable"
+    """Not even held: its turn would come too late."""
     NO_ENDPOINTS = "rejected-no-endpoints"
     SHUTTING_DOWN = "rejected-shutting-down"
+
+    @property
+    def word(self) -> str:
+        """What goes out in `x-prelude-dropped-reason`: to the client a deadline is a deadline."""
+        return (DropReason.TTL_EXPIRED if self is DropReason.UNMEETABLE else self).value
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +92,6 @@ class QueueBounds:
     cold_start_wait_s: float = 15.0
 
 
-class _Lane:
-    """The queue of one class on one route."""
-
-    __slots__ = ("aging_s", "klass", "open", "queue", "route")
-
-    def __init__(self, route: Route, klass: int, queue: FairQueue, aging_s: float) -> None:
-        self.route = route
-        self.klass = klass
-        self.queue = queue
-        self.aging_s = aging_s
-
-
-def by_arrival(ticket: Ticket) -> float:
-    """Order inside a tenant: first come, first served."""
-    return ticket.arrival
-
-
 class Admission:
     """Decides for each request whether it goes now, and where. Not thread-safe; never blocks; `now` never runs back."""
 
@@ -110,17 +102,15 @@ class Admission:
         rng: Rng,
         bounds: QueueBounds | None = None,
         routing: RoutingPolicy | None = None,
-        order: Callable[[Ticket], float] = by_arrival,
         tenant_weights: dict[str, float] | None = None,
     ) -> None:
         self.pools = list(pools)
         self._bounds = bounds or QueueBounds()
         self._routing = routing or LeastOccupied()
         self._rng = rng
-        self._order = order
         self._tenant_weights = tenant_weights or {}
-        self._lanes: dict[tuple[int, int], _Lane] = {}
-        self._waiting: dict[_Lane, None] = {}
+        self._lanes: dict[tuple[int, int], Lane] = {}
+        self._waiting: dict[Lane, None] = {}
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._empty_since: dict[PoolSlots, float] = {}
         self._out: dict[BackendSlots, None] = {}
@@ -131,7 +121,6 @@ class Admission:
         num_classes = max((len(pool.classes) for pool in self.pools), default=0)
         self._held_by_class = [0] * num_classes
         self._bytes_by_class = [0] * num_classes
-        self._drain_rate = [DecayingRate() for _ in range(num_classes)]
 
     # --- what the shell asks ------------------------------------------------------------------------------------------
 
@@ -176,18 +165,18 @@ class Admission:
             self._note_emptiness(pool, now)
         reason = self._refusal(ticket, now)
         if reason is not None:
-            return [Reject(ticket, reason, self.retry_after_s(ticket.klass, now))]
-        self._hold(ticket)
+            return [Reject(ticket, reason, self._retry_after_s(ticket, now))]
+        self._hold(ticket, now)
         decisions = self._dispatch_ready(now)
         if ticket.held and not pool.classes[ticket.klass].queue_size:
-            self._unhold(ticket)
-            decisions.append(Reject(ticket, DropReason.SATURATED, self.retry_after_s(ticket.klass, now)))
+            self._unhold(ticket, now)
+            decisions.append(Reject(ticket, DropReason.SATURATED, self._retry_after_s(ticket, now)))
         return decisions
 
     def cancel(self, ticket: Ticket, now: float) -> list[Decision]:
         """The client left while its ticket was held. Harmless for a ticket that is not held any more."""
         if ticket.held:
-            self._unhold(ticket)
+            self._unhold(ticket, now)
         return self._dispatch_ready(now)
 
     def release(self, permit: Permit, outcome: Outcome, now: float) -> list[Decision]:
@@ -225,6 +214,7 @@ class Admission:
         backend = permit.backend
         backend.start(permit)
         size = backend.window.size
+        self._lane(permit.route, permit.klass).first_token_s.add(ttft_s)
         backend.window.observe_first_token(
             ttft_s,
             has_telemetry=has_telemetry,
@@ -279,10 +269,8 @@ class Admission:
             _publish(touched)
         _publish(backend)
 
-    def retry_after_s(self, klass: int, now: float) -> int:
-        """Whole seconds until the queue of `klass` will have drained at its present rate; 1 to 60."""
-        rate = self._drain_rate[klass].per_second(now)
-        return max(1, min(60, round(self._held_by_class[klass] / rate) if rate > 0 else 5))
+    def _retry_after_s(self, ticket: Ticket, now: float) -> int:
+        return self._lane(ticket.route, ticket.klass).retry_after_s(ticket, now)
 
     def _measure(self, pool: PoolSlots, now: float) -> None:
         for backend in pool.measure(now):
@@ -303,23 +291,28 @@ class Admission:
         )
         if full:
             return DropReason.SATURATED
-        return DropReason.TTL_EXPIRED if ticket.deadline <= now else None
+        lane = self._lane(ticket.route, ticket.klass)
+        if lane.held_until(ticket) <= now:
+            return DropReason.TTL_EXPIRED
+        return DropReason.UNMEETABLE if ticket.sheds and not lane.can_make_it(ticket, now) else None
 
-    def _hold(self, ticket: Ticket) -> None:
+    def _hold(self, ticket: Ticket, now: float) -> None:
         lane = self._lane(ticket.route, ticket.klass)
         lane.queue.push(ticket)
+        lane.drain.fill(now)
         self._waiting[lane] = None
-        heapq.heappush(self._deadlines, (ticket.deadline, ticket.id, ticket))
+        heapq.heappush(self._deadlines, (lane.held_until(ticket), ticket.id, ticket))
         self._count(ticket, 1)
 
-    def _unhold(self, ticket: Ticket) -> None:
+    def _unhold(self, ticket: Ticket, now: float) -> None:
         lane = self._lane(ticket.route, ticket.klass)
         lane.queue.discard(ticket)
-        self._left(lane, ticket)
+        self._left(lane, ticket, now)
 
-    def _left(self, lane: _Lane, ticket: Ticket) -> None:
+    def _left(self, lane: Lane, ticket: Ticket, now: float) -> None:
         self._count(ticket, -1)
         if not len(lane.queue):
+            lane.drain.empty(now)
             self._waiting.pop(lane, None)
         if len(self._deadlines) > 2 * self._num_held + 64:
             self._deadlines = [entry for entry in self._deadlines if entry[2].held]
@@ -331,11 +324,11 @@ class Admission:
         self._held_by_class[ticket.klass] += sign
         self._bytes_by_class[ticket.klass] += sign * ticket.num_bytes
 
-    def _lane(self, route: Route, klass: int) -> _Lane:
+    def _lane(self, route: Route, klass: int) -> Lane:
         lane = self._lanes.get((id(route), klass))
         if lane is None:
-            queue = FairQueue(self._order, self._tenant_weights)
-            lane = self._lanes[id(route), klass] = _Lane(route, klass, queue, route.pool.classes[klass].aging_s)
+            lane = Lane(route, klass, route.pool.classes[klass], self._tenant_weights)
+            self._lanes[id(route), klass] = lane
         return lane
 
     def _judge(self, backend: BackendSlots, outcome: Outcome, now: float) -> None:
@@ -361,14 +354,14 @@ class Admission:
             lane, aged = self._next_lane(now)
             if lane is None:
                 break
-            ticket = self._take(lane, aged)
+            ticket = self._take(lane, aged, now)
             backend = self._routing.choose(ticket, lane.route.open[lane.klass], self._rng)
             decisions.append(Dispatch(ticket, self._issue(ticket, backend, now)))
         return decisions
 
-    def _next_lane(self, now: float) -> tuple[_Lane | None, bool]:
+    def _next_lane(self, now: float) -> tuple[Lane | None, bool]:
         """The lane to serve next: aged tickets first, by arrival, then classes by priority, then by arrival."""
-        best: _Lane | None = None
+        best: Lane | None = None
         best_key: tuple[int, float] | None = None
         for lane in self._waiting:
             if not lane.route.open[lane.klass].items or not lane.route.pool.below_fleet_ceiling(lane.klass):
@@ -381,7 +374,7 @@ class Admission:
                 best, best_key = lane, key
         return best, best_key is not None and best_key[0] < 0
 
-    def _take(self, lane: _Lane, aged: bool) -> Ticket:
+    def _take(self, lane: Lane, aged: bool, now: float) -> Ticket:
         if aged:
             oldest = lane.queue.oldest()
             assert oldest is not None
@@ -389,7 +382,8 @@ class Admission:
             ticket = oldest
         else:
             ticket = lane.queue.pop()
-        self._left(lane, ticket)
+        lane.drain.serve(now, work_of(ticket))
+        self._left(lane, ticket, now)
         return ticket
 
     def _issue(self, ticket: Ticket, backend: BackendSlots, now: float) -> Permit:
@@ -398,26 +392,25 @@ class Admission:
             permit.prefill_tokens -= backend.pool.affinity.dispatched(ticket.ties, ticket.prompt_tokens, backend)
         backend.issue(permit)
         backend.health.dispatched(now)
-        self._drain_rate[ticket.klass].add(now)
         self.refresh(backend, now)
         return permit
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def _expire_due(self, now: float) -> list[Decision]:
-        decisions: list[Decision] = []
+        due: list[Ticket] = []
         while self._deadlines and self._deadlines[0][0] <= now:
             ticket = heapq.heappop(self._deadlines)[2]
             if ticket.held:
-                self._unhold(ticket)
-                decisions.append(Expire(ticket, DropReason.TTL_EXPIRED, self.retry_after_s(ticket.klass, now)))
-        return decisions
+                self._unhold(ticket, now)
+                due.append(ticket)  # when to come back is said when all of them are gone from the queue
+        return [Expire(ticket, DropReason.TTL_EXPIRED, self._retry_after_s(ticket, now)) for ticket in due]
 
     def _expire_cold(self, now: float) -> list[Decision]:
         decisions: list[Decision] = []
         for pool in self._empty_since:
             while (oldest := self._oldest_of(pool)) is not None and self._cold_deadline(pool, oldest) <= now:
-                self._unhold(oldest)
+                self._unhold(oldest, now)
                 decisions.append(Expire(oldest, DropReason.NO_ENDPOINTS, 5))
         return decisions
 

@@ -30,6 +30,14 @@ class EngineKind(StrEnum):
     """Anything OpenAI-shaped without telemetry we can read."""
 
 
+class Order(StrEnum):
+    """Who of one tenant's held requests of one class goes next."""
+
+    FCFS = "fcfs"
+    SHORTEST = "shortest"
+    DEADLINE = "deadline"
+
+
 class Dialect(StrEnum):
     """How the caller wants errors and stream ends to look."""
 
@@ -124,6 +132,14 @@ class ClassSpec:
     """Longest time a request of this class is held."""
     aging_s: float = 30.0
     """Held this long, a ticket goes before every class: the starvation bound."""
+    order: Order = Order.FCFS
+    """Of one tenant's requests of this class; tenants take turns in any case."""
+    shortest_s_per_token: float = 0.05
+    """Order `shortest`: an expected output token counts as this much later an arrival."""
+    ttft_slo_ms: float | None = None
+    """The first token is wanted this long after arrival, unless a header says otherwise."""
+    shed: bool = False
+    """Turn away what cannot have its first token by then (a deadline the client gave sheds in any case)."""
     ladder: bool = True
     """Whether the classifier may choose it (False: only structure, rules and headers do, as for `oneshot`)."""
 

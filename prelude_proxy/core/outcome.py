@@ -36,6 +36,8 @@ class Outcome(Enum):
     RULE_REJECTED = Meaning("rule_rejected")
     REJECTED_SATURATED = Meaning("rejected_saturated")
     EXPIRED = Meaning("expired")
+    UNMEETABLE = Meaning("unmeetable")
+    """Its turn would have come after its deadline."""
     NO_ENDPOINTS = Meaning("no_endpoints")
     SHUTTING_DOWN = Meaning("shutting_down")
     CLIENT_GONE = Meaning("client_gone")

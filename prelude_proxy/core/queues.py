@@ -9,8 +9,10 @@ up half of it.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ class Ticket:
     __slots__ = (
         "arrival",
         "deadline",
+        "due",
         "expected_tokens",
         "held",
         "id",
@@ -33,6 +36,7 @@ class Ticket:
         "payload",
         "prompt_tokens",
         "route",
+        "sheds",
         "tenant",
         "ties",
     )
@@ -52,6 +56,8 @@ class Ticket:
         payload: Any = None,
         is_retry: bool = False,
         ties: Ties | None = None,
+        due: float = math.inf,
+        sheds: bool = False,
     ) -> None:
         self.id = ticket_id
         self.route = route
@@ -60,6 +66,10 @@ class Ticket:
         """Original arrival, in seconds of the caller's monotonic clock; a retry keeps it."""
         self.deadline = deadline
         """Held until then at most."""
+        self.due = due
+        """When its first token is wanted."""
+        self.sheds = sheds
+        """It is of no use after `due`: not held when it cannot make it."""
         self.tenant = tenant
         self.expected_tokens = expected_tokens
         self.prompt_tokens = prompt_tokens
@@ -84,16 +94,22 @@ def work_of(ticket: Ticket) -> int:
     return max(1, ticket.expected_tokens + int(ticket.prompt_tokens * _PREFILL_WEIGHT))
 
 
+_LOOKED_AT = 64
+"""Tickets, and tenants, that an estimate looks at."""
+
+
 class _Line:
     """One tenant's tickets."""
 
-    __slots__ = ("deficit", "heap", "num_held", "tenant", "weight")
+    __slots__ = ("deficit", "heap", "num_held", "tenant", "weight", "work")
 
     def __init__(self, tenant: str, weight: float) -> None:
         self.tenant = tenant
         self.weight = weight
         self.heap: list[tuple[float, int, Ticket]] = []
         self.num_held = 0
+        self.work = 0
+        """Of all that are held."""
         self.deficit = 0.0
 
 
@@ -123,9 +139,11 @@ class FairQueue:
         ticket.held = True
         heapq.heappush(line.heap, (self._key(ticket), ticket.id, ticket))
         heapq.heappush(self._arrivals, (ticket.arrival, ticket.id, ticket))
+        work = work_of(ticket)
         line.num_held += 1
+        line.work += work
         self._num_held += 1
-        self._quantum = max(self._quantum, float(work_of(ticket)))
+        self._quantum = max(self._quantum, float(work))
 
     def discard(self, ticket: Ticket) -> None:
         """Stop holding `ticket` (it was cancelled, expired or popped by age)."""
@@ -134,6 +152,7 @@ class FairQueue:
         ticket.held = False
         line = self._lines[ticket.tenant]
         line.num_held -= 1
+        line.work -= work_of(ticket)
         self._num_held -= 1
         if len(line.heap) > 2 * line.num_held + 16:
             line.heap = _compact(line.heap)
@@ -174,9 +193,36 @@ class FairQueue:
             self.discard(ticket)
             return ticket
 
-    def tickets(self) -> list[Ticket]:
-        """All that are held, oldest first."""
-        return [entry[2] for entry in sorted(self._arrivals) if entry[2].held]
+    def work_ahead(self, ticket: Ticket, arrival: float) -> float:
+        """Predicted work that would go before `ticket`, had it come at `arrival` and came nothing more.
+
+        Of its own tenant all that has no greater key. Of every other tenant what the turns allow it: a quantum for each
+        turn that the tenant of `ticket` needs, and one more. Looks at no more than `_LOOKED_AT` tickets and tenants:
+        beyond that at an even sample.
+        """
+        own = self._lines.get(ticket.tenant)
+        key = self._key(ticket) - ticket.arrival + arrival
+        ahead = _work_up_to(key, own) if own is not None and own.num_held else 0.0
+        weight = own.weight if own is not None else self._weights.get(ticket.tenant, 1.0)
+        turns = 1.0 + (ahead + work_of(ticket)) / (self._quantum * weight)
+        looked_at = others = 0.0
+        for line in islice(self._rotation, _LOOKED_AT):
+            looked_at += 1
+            if line is not own:
+                others += min(line.work, turns * self._quantum * line.weight)
+        return ahead + (others * len(self._rotation) / looked_at if looked_at else 0.0)
+
+
+def _work_up_to(key: float, line: _Line) -> float:
+    """Work of the tickets in `line` whose key is not greater."""
+    before = total = 0
+    for other_key, _, other in line.heap[:: 1 + len(line.heap) // _LOOKED_AT]:
+        if other.held:
+            work = work_of(other)
+            total += work
+            if other_key <= key:
+                before += work
+    return line.work * before / total if total else 0.0
 
 
 def _compact(heap: list[tuple[float, int, Ticket]]) -> list[tuple[float, int, Ticket]]:

@@ -83,3 +83,63 @@ class DecayingMean:
         self._num += 1
         share = max(self._share, 1.0 / self._num)
         self.value = value if self.value is None else self.value + share * (value - self.value)
+
+
+class DecayingFloor:
+    """About the least of the last some `1 / share` values: down at once, up slowly. 0 until there is one."""
+
+    __slots__ = ("_share", "value")
+
+    def __init__(self, share: float = 0.05) -> None:
+        self._share = share
+        self.value = 0.0
+
+    def add(self, value: float) -> None:
+        """Take in one value."""
+        self.value = min(value, self.value + self._share * (value - self.value)) if self.value else value
+
+
+class DrainRate:
+    """Work a second that a queue is served while something waits in it: of about the last twenty served.
+
+    Time in which nothing waits does not count, nor what is served in the moment it comes: neither says how long one
+    who waits will wait. The time since the last was served counts in full, so a queue that stands still shows it.
+    """
+
+    __slots__ = ("_filled_at", "_seconds", "_share", "_since", "_work", "num_served")
+
+    def __init__(self, share: float = 0.05) -> None:
+        self._share = share
+        self._work = 0.0
+        self._seconds = 0.0
+        self.num_served = 0
+        """How many there were to learn from, ever."""
+        self._filled_at = 0.0
+        self._since: float | None = None
+        """Up to when the time in which something waited is counted; None: nothing waits."""
+
+    def fill(self, now: float) -> None:
+        """Something waits from now on."""
+        if self._since is None:
+            self._since = self._filled_at = now
+
+    def serve(self, now: float, work: float) -> None:
+        """One that waited was served."""
+        if self._since is None or now == self._filled_at:
+            return
+        kept = 1.0 - self._share
+        self._work = self._work * kept + work
+        self._seconds = self._seconds * kept + now - self._since
+        self.num_served += 1
+        self._since = now
+
+    def empty(self, now: float) -> None:
+        """Nothing waits any more."""
+        if self._since is not None:
+            self._seconds += now - self._since
+            self._since = None
+
+    def per_second(self, now: float) -> float | None:
+        """The rate; None when nothing is known."""
+        seconds = self._seconds + (now - self._since if self._since is not None else 0.0)
+        return self._work / seconds if self.num_served and seconds > 0.0 else None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from prelude_proxy.core.admission import Admission, Decision, Dispatch, DropReason, QueueBounds
 from prelude_proxy.core.affinity import Affinity, AffinityPolicy, Ties
 from prelude_proxy.core.classify import promotions
+from prelude_proxy.core.deadlines import patience_of
 from prelude_proxy.core.domain import ClassSpec
 from prelude_proxy.core.health import Health, HealthPolicy
 from prelude_proxy.core.limits import BackendSlots, PoolSlots, Route
@@ -140,12 +141,16 @@ class Prelude:
 
     def _offer(self, job: Job, now: float) -> None:
         prefix = chain(job.item) if self._pool.affinity is not None and len(self._pool.backends) > 1 else ()
+        spec = self._classes[job.klass]
+        patience = patience_of(spec, dict(job.item.headers), job.arrived_s, job.arrived_s)
         ticket = Ticket(
             next(self._ids),
             self._route,
             job.klass,
             arrival=job.arrived_s,
-            deadline=job.arrived_s + self._classes[job.klass].queue_timeout_s,
+            deadline=patience.deadline,
+            due=patience.due,
+            sheds=patience.sheds,
             tenant=job.item.tenant or "",
             expected_tokens=job.expected_tokens,
             prompt_tokens=job.item.prompt_tokens,

@@ -8,7 +8,7 @@ import pytest
 
 from prelude_proxy.core.admission import Admission, Dispatch, DropReason, Expire, QueueBounds, Reject
 from prelude_proxy.core.catalog import Catalog
-from prelude_proxy.core.domain import ClassSpec
+from prelude_proxy.core.domain import ClassSpec, Order
 from prelude_proxy.core.health import Health, HealthPolicy
 from prelude_proxy.core.limits import BackendSlots, PoolSlots
 from prelude_proxy.core.outcome import Outcome
@@ -274,21 +274,105 @@ def test_shutting_down_takes_nothing_new_and_serves_what_is_held():
     assert bench.release("x") == ["y→b0"]
 
 
-def test_retry_after_is_the_time_the_queue_takes_to_drain():
-    """Held tickets over the measured rate of dispatches, bounded to a minute."""
-    bench = Bench(1, max_size=20)
+def drained(bench: Bench, count: int, step_s: float = 0.5, **fields: object) -> None:
+    """`count` tickets wait in turn and one is served every `step_s`; nothing is left but one that runs, `x<count>`."""
     bench.offer("x0")
-    for index in range(1, 60):
-        bench.now = index * 0.5
-        bench.release(f"x{index - 1}")
-        bench.offer(f"x{index}")
+    for index in range(1, count + 1):
+        bench.offer(f"x{index}", **fields)
+    for index in range(count):
+        bench.now += step_s
+        bench.release(f"x{index}")
+
+
+def test_retry_after_is_the_time_the_queue_takes_to_drain():
+    """Work held over the measured rate at which it is served."""
+    bench = Bench(1, max_size=20)
+    drained(bench, 20)
     for index in range(20):
         bench.offer(f"held{index}")
     (reject,) = bench.admission.offer(
         Ticket(999, bench.catalog.resolve("m"), FAST, arrival=bench.now, deadline=bench.now + 9), bench.now
     )
     assert isinstance(reject, Reject)
-    assert reject.retry_after_s == pytest.approx(10, abs=2)  # 20 held, 2 a second
+    assert reject.retry_after_s == pytest.approx(10, abs=1)  # 20 held, 2 a second
+
+
+def test_those_turned_away_are_told_times_one_after_the_other():
+    """At half the rate of service, so that they do not all come back at once, and none after more than a minute."""
+    bench = Bench(1, max_size=20)
+    drained(bench, 20)
+    for index in range(20):
+        bench.offer(f"held{index}")
+    told = []
+    for number in range(300):
+        ticket = Ticket(1000 + number, bench.catalog.resolve("m"), FAST, arrival=bench.now, deadline=bench.now + 9)
+        (reject,) = bench.admission.offer(ticket, bench.now)
+        assert isinstance(reject, Reject)
+        told.append(reject.retry_after_s)
+    assert told[:40] == pytest.approx([10 + number for number in range(40)], abs=1)  # one a second, two are served
+    assert max(told) == 60
+    assert min(told[50:]) >= 45
+    assert max(told.count(second) for second in range(46, 61)) <= 300 / 10
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once():
+    """Held work over the measured rate says when its turn would come; who can wait that long is held."""
+    bench = Bench(1)
+    drained(bench, 20, expected_tokens=100)
+    for index in range(10):
+        bench.offer(f"held{index}", expected_tokens=100)  # five seconds of work
+    strict = {"sheds": True, "expected_tokens": 100}
+    assert bench.offer("late", wait_s=4.0, due=bench.now + 4.0, **strict) == [f"late:{DropReason.UNMEETABLE}"]
+    assert bench.offer("in time", wait_s=6.0, due=bench.now + 6.0, **strict) == []
+    assert bench.offer("wish", wait_s=60.0, due=bench.now + 4.0) == []
+
+
+def test_nobody_is_refused_by_an_estimate_while_too_little_is_known():
+    """Without evidence of the queue's speed a deadline is tried, and ends the holding when it is over."""
+    bench = Bench(1)
+    bench.offer("running")
+    for index in range(50):
+        bench.offer(f"held{index}")
+    assert bench.offer("x", wait_s=1.0, due=1.0, sheds=True) == []
+    assert bench.at(0.99) == []
+    assert bench.at(1.0) == [f"x:{DropReason.TTL_EXPIRED}"]
+
+
+def test_the_time_to_the_first_token_is_part_of_a_deadline():
+    """Who is due in one second is not held for longer than that less the fastest first token lately."""
+    bench = Bench(1)
+    bench.offer("running")
+    bench.admission.first_token(bench.permits["running"], 0.3, has_telemetry=True, now=0.0)
+    bench.offer("x", wait_s=1.0, due=1.0, sheds=True)
+    bench.offer("wish", wait_s=50.0, due=1.0)
+    assert bench.admission.next_deadline(0.0) == pytest.approx(0.7)
+    assert bench.at(0.71) == [f"x:{DropReason.TTL_EXPIRED}"]
+    bench.release("running")
+    assert bench.offer("too short", wait_s=0.2, due=bench.now + 0.2, sheds=True) == [
+        f"too short:{DropReason.TTL_EXPIRED}"
+    ]
+
+
+def test_a_free_slot_is_proof_against_every_estimate():
+    """However slow things looked, who need not be held is served: so estimates are corrected by what is served."""
+    bench = Bench(1)
+    bench.offer("slow")
+    bench.admission.first_token(bench.permits["slow"], 30.0, has_telemetry=True, now=30.0)
+    bench.now = 30.0
+    bench.release("slow")
+    assert bench.offer("x", wait_s=1.0, due=31.0, sheds=True) == ["x→b0"]
+
+
+def test_orders_inside_a_class_meet_at_the_backend():
+    """A class serves its own by its own order; the other class is untouched."""
+    bench = Bench(1, specs={"fast": {"order": Order.DEADLINE}, "standard": {"order": Order.SHORTEST}})
+    bench.offer("running")
+    bench.offer("f1", due=bench.now + 50.0)
+    bench.offer("f2", due=bench.now + 5.0)
+    bench.offer("s1", STANDARD, expected_tokens=400)
+    bench.offer("s2", STANDARD, expected_tokens=100)
+    order = [bench.release(name) for name in ("running", "f2", "f1", "s2")]
+    assert order == [["f2→b0"], ["f1→b0"], ["s2→b0"], ["s1→b0"]]
 
 
 def test_the_automatic_reserve_follows_the_traffic_of_its_class():

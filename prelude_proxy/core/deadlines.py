@@ -1,0 +1,71 @@
+"""How long a request may be held and when its first token is wanted: its class's word, and the client's headers.
+
+- `x-prelude-no-queue`: now or never.
+- `x-prelude-deadline-ms`: total time to the first token that the caller accepts, from arrival, time held included. A
+  request that cannot make it is of no use: it sheds.
+- `x-llm-d-slo-ttft-ms`: the same as a wish in place of the class's `ttft_slo_ms`. It orders; whether it also sheds is
+  the class's `shed`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prelude_proxy.core.domain import ClassSpec
+from prelude_proxy.errors import ClientError
+
+DEADLINE_HEADER = "x-prelude-deadline-ms"
+SLO_HEADER = "x-llm-d-slo-ttft-ms"
+NO_QUEUE_HEADER = "x-prelude-no-queue"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """What a ticket says of time; seconds of the clock that its arrival was taken from."""
+
+    deadline: float
+    """Held until then at most."""
+    due: float = math.inf
+    """When the first token is wanted."""
+    sheds: bool = False
+    """Whether a later one is of no use."""
+
+
+def patience_of(spec: ClassSpec, headers: Mapping[str, str], arrival: float, now: float) -> Patience:
+    """The patience of a request of class `spec` that came at `arrival` and asks for a slot now.
+
+    Raises:
+        ClientError: a header does not hold a time.
+    """
+    latest = now + spec.queue_timeout_s
+    if headers.get(NO_QUEUE_HEADER, "0").lower() not in {"0", "false"}:
+        latest = arrival
+    deadline_ms = _milliseconds(headers, DEADLINE_HEADER)
+    if deadline_ms is not None:
+        due = arrival + deadline_ms / 1e3
+        return Patience(min(latest, due), due, sheds=True)
+    wanted_ms = _milliseconds(headers, SLO_HEADER)
+    wanted_ms = spec.ttft_slo_ms if wanted_ms is None else wanted_ms
+    if wanted_ms is None:
+        return Patience(latest)
+    due = arrival + wanted_ms / 1e3
+    return Patience(min(latest, due) if spec.shed else latest, due, spec.shed)
+
+
+def _milliseconds(headers: Mapping[str, str], name: str) -> float | None:
+    given = headers.get(name)
+    if given is None:
+        return None
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value < math.inf:
+        raise ClientError(f"'{name}' must be a number of milliseconds, zero or more, not {_shown(given)}.", param=name)
+    return value
+
+
+def _shown(given: str) -> str:
+    return ascii(given[:40])
