@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -97,6 +98,8 @@ class Admin:
             "inflight": {name: len(permits) for name, permits in zip(names, backend.permits, strict=True)},
             "reserves": dict(zip(names, backend.reserves, strict=True)),
             "outstanding_work_tokens": backend.outstanding_work,
+            "prefill_tokens": backend.pending_prefill_tokens,
+            "prefill_tokens_per_s": _rounded(backend.prefill_speed.tokens_per_s),
             "telemetry": asdict(view.sample) | {"age_s": _age(view.sampled_at, now)},
             "models": sorted(backend.models or ()),
             "last_error": view.last_error,
@@ -153,6 +156,22 @@ class Admin:
         yield inflight
         windows = [((backend.name,), backend.window.size) for backend in backends]
         yield gauge("window", "Requests a backend may hold.", ("backend",), windows)
+        yield gauge(
+            "prefill_tokens",
+            "Prompt tokens at a backend whose first token is outstanding.",
+            ("backend",),
+            [((backend.name,), backend.pending_prefill_tokens) for backend in backends],
+        )
+        yield gauge(
+            "prefill_budget_tokens",
+            "Prefill tokens at which the first paced class waits while more urgent work is there; once it is known.",
+            ("backend",),
+            [
+                ((backend.name,), round(least))
+                for backend in backends
+                if (least := min(map(backend.prefill_budget, range(len(names))))) < math.inf
+            ],
+        )
         yield from self._affinity()
         up = [((backend.name,), backend.available) for backend in backends]
         yield gauge("backend_up", "1 when it may get work.", ("backend",), up)
@@ -202,6 +221,10 @@ class Admin:
     async def _serve_status(self, _: web.Request) -> web.Response:
         body = orjson.dumps(self.status(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str)
         return web.Response(body=body, content_type="application/json")
+
+
+def _rounded(value: float | None) -> int | None:
+    return None if value is None else round(value)
 
 
 def _age(at: float | None, now: float) -> float | None:

@@ -150,6 +150,14 @@ class ExecutionClass(_Section):
     """Most slots of one backend it may use: a share of the window (< 1) or a count (≥ 1)."""
     fleet_ceiling: float | None = Field(None, gt=0)
     """The same over all backends of a pool together."""
+    ceiling_tokens: int | None = Field(None, gt=0)
+    """Instead of slots, predicted tokens (prompt and answer): once those at one backend reach this, it gets no more
+    there. A stream that outgrows its class counts for more from then on."""
+    fleet_ceiling_tokens: int | None = Field(None, gt=0)
+    """The same over all backends of a pool together."""
+    prefill_stall_s: float | None = Field(None, gt=0)
+    """How long its prompts may stall more urgent work at a backend, in seconds: while there is any, they go there one
+    after the other, or as many as the engine prefills in this time (its speed is learned). None: never paced."""
     reserve: float | Literal["auto"] = "auto"
     """Slots of each backend kept for it against lower classes: a share (< 1), a count (≥ 1), or `auto` (sized from its
     measured arrival rate and service time by square-root staffing)."""
@@ -189,12 +197,13 @@ DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
         "priority": 2,
         "max_output_tokens": 512,
         "max_prompt_tokens": 16384,
+        "prefill_stall_s": 0.2,
         "reserve": 0,
         "queue_timeout_s": 300.0,
         "aging_s": 30.0,
         "order": "shortest",
     },
-    "deep": {"priority": 3, "reserve": 0, "queue_timeout_s": 600.0, "aging_s": 60.0},
+    "deep": {"priority": 3, "prefill_stall_s": 0.2, "reserve": 0, "queue_timeout_s": 600.0, "aging_s": 60.0},
 }
 
 
@@ -470,10 +479,15 @@ class Config(_Section):
 
     def class_specs(self) -> list[ClassSpec]:
         """The classes as the core uses them, most urgent first."""
+        is_paced = self.admission.mode == "class-aware"
         specs = [
             ClassSpec(
                 name=name,
-                **{**fields.model_dump(), "reserve": None if fields.reserve == "auto" else fields.reserve},
+                **{
+                    **fields.model_dump(),
+                    "reserve": None if fields.reserve == "auto" else fields.reserve,
+                    "prefill_stall_s": fields.prefill_stall_s if is_paced else None,
+                },
             )
             for name, fields in self.classes.items()
         ]

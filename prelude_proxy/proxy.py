@@ -360,6 +360,7 @@ class Proxy:
             expected_tokens=round(verdict.classification.expected_tokens),
             prompt_tokens=facts.prompt_tokens,
             num_bytes=num_bytes,
+            streams=facts.stream,
             ties=exchange.ties,
         )
 
@@ -377,6 +378,7 @@ class Proxy:
             prompt_tokens=ticket.prompt_tokens,
             num_bytes=ticket.num_bytes,
             is_retry=True,
+            streams=ticket.streams,
             ties=ticket.ties,
         )
 

@@ -28,6 +28,7 @@ from prelude_proxy.core.lanes import Lane
 from prelude_proxy.core.limits import BackendSlots, Permit, PoolSlots, Route
 from prelude_proxy.core.order import by_arrival
 from prelude_proxy.core.outcome import Outcome
+from prelude_proxy.core.prefill import UnseenPrefills
 from prelude_proxy.core.queues import Ticket, work_of
 from prelude_proxy.core.routing import LeastOccupied, RoutingPolicy
 
@@ -115,6 +116,7 @@ class Admission:
         self._empty_since: dict[PoolSlots, float] = {}
         self._out: dict[BackendSlots, None] = {}
         """Backends not available that may come back by time alone."""
+        self._unseen = UnseenPrefills()
         self._num_held = 0
         self._num_held_bytes = 0
         self._accepting = True
@@ -150,6 +152,8 @@ class Admission:
                 if oldest is not None:
                     times.append(self._cold_deadline(pool, oldest))
         if self._num_held:
+            if (due := self._unseen.next_due()) is not None:
+                times.append(due)
             times += [at for backend in self._out if (at := backend.health.next_change(now)) is not None]
         return min(times) if times else None
 
@@ -212,7 +216,7 @@ class Admission:
     def first_token(self, permit: Permit, ttft_s: float, *, has_telemetry: bool, now: float) -> list[Decision]:
         """The first token of an answer arrived `ttft_s` after dispatch."""
         backend = permit.backend
-        backend.start(permit)
+        may_open = backend.start(permit, now)
         size = backend.window.size
         self._lane(permit.route, permit.klass).first_token_s.add(ttft_s)
         backend.window.observe_first_token(
@@ -223,7 +227,7 @@ class Admission:
             wanted=not has_telemetry and self._is_wanted(backend),
             now=now,
         )
-        if backend.window.size == size:
+        if backend.window.size == size and not may_open:
             return []
         self.refresh(backend, now)
         return self._dispatch_ready(now)
@@ -238,6 +242,7 @@ class Admission:
         for pool in self.pools:
             self._measure(pool, now)
         self._refresh_out(now)
+        self._end_unseen(now)
         decisions = self._expire_due(now)
         decisions += self._expire_cold(now)
         decisions += self._dispatch_ready(now)
@@ -391,6 +396,9 @@ class Admission:
         if ticket.ties is not None and backend.pool.affinity is not None:
             permit.prefill_tokens -= backend.pool.affinity.dispatched(ticket.ties, ticket.prompt_tokens, backend)
         backend.issue(permit)
+        if not ticket.streams and permit.prefill_tokens:
+            self._end_unseen(now)
+            self._unseen.add(permit, now)
         backend.health.dispatched(now)
         self.refresh(backend, now)
         return permit
@@ -432,6 +440,12 @@ class Admission:
         for backend in list(self._out):
             if backend.health.is_available(now) or backend.pool in self._empty_since:
                 self.refresh(backend, now)
+
+    def _end_unseen(self, now: float) -> None:
+        """Prefills that nobody sees end are over by time alone."""
+        for permit in self._unseen.pop_due(now):
+            permit.backend.end_prefill(permit)
+            self.refresh(permit.backend, now)
 
     def _drop_dead_deadlines(self) -> None:
         while self._deadlines and not self._deadlines[0][2].held:

@@ -124,6 +124,12 @@ class ClassSpec:
     """Most slots it may use on one backend: a share of the window (< 1) or a count (≥ 1); None: no ceiling."""
     fleet_ceiling: float | None = None
     """The same over all backends of a pool together."""
+    ceiling_tokens: int | None = None
+    """Predicted tokens (prompt and answer) at which it gets no more slots of one backend; None: no such ceiling."""
+    fleet_ceiling_tokens: int | None = None
+    """The same over all backends of a pool together."""
+    prefill_stall_s: float | None = None
+    """How long its prompts may stall an engine while more urgent work is there; None: it is not paced."""
     reserve: float | None = None
     """Slots of each backend kept for it against lower classes: share or count; None: sized from its traffic."""
     queue_size: int = 1024

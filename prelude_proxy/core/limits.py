@@ -13,6 +13,11 @@ A slot is closed to a class when it is needed for a more urgent one, in three wa
   overtake; where urgent classes want half a slot an engine or more, it is theirs.
 
 An engine whose limit is not known yet is not held back by reserves: that would hide how much it can run.
+
+Beside slots, tokens: a class may have a ceiling of predicted tokens (prompt and answer), and the prompt tokens that one
+engine has to prefill are budgeted (`prefill.py`). Both close a backend to a class once they are *reached*, and never to
+a class that has none of them there. So the last request let in may go beyond, by itself at most, and a large one is
+never overtaken for good by small ones that still fit.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prelude_proxy.core.domain import ClassSpec, Rng
+from prelude_proxy.core.prefill import LEAST_BUDGET_TOKENS, LEAST_TOKENS, PrefillSpeed
 from prelude_proxy.core.staffing import Staffing
 
 if TYPE_CHECKING:
@@ -38,12 +44,15 @@ class Permit:
         "backend",
         "class_since",
         "expected_tokens",
+        "is_telling",
         "issued_at",
         "klass",
         "prefill_tokens",
         "released",
         "route",
+        "serial",
         "started",
+        "tokens",
         "work",
     )
 
@@ -52,12 +61,20 @@ class Permit:
         self.route = ticket.route
         self.klass = ticket.klass
         self.expected_tokens = ticket.expected_tokens
+        """Output tokens; more once the stream has outgrown its class."""
+        self.tokens = ticket.prompt_tokens + ticket.expected_tokens
+        """Predicted size: prompt and answer."""
         self.prefill_tokens = ticket.prompt_tokens
+        """Prompt tokens as long as its first token is outstanding, then 0."""
         self.work = work
         """Predicted work in decode-token equivalents, for routing."""
         self.issued_at = issued_at
         self.class_since = issued_at
         """Since when it counts for its present class."""
+        self.serial = 0
+        """Of the requests sent to its backend, the how manieth."""
+        self.is_telling = False
+        """Its first token will tell how fast the engine prefills: its prompt is long and had a place in the batch."""
         self.started = False
         """Its first token has come: the engine runs it."""
         self.released = False
@@ -69,11 +86,13 @@ class BackendSlots:
     __slots__ = (
         "_ceilings",
         "_max_reserve",
+        "_num_issued",
         "_reserves",
         "_shape",
         "available",
         "health",
         "index",
+        "is_paced",
         "kept",
         "labels",
         "models",
@@ -84,7 +103,10 @@ class BackendSlots:
         "pending_prefill_tokens",
         "permits",
         "pool",
+        "prefill_speed",
+        "prefilling",
         "routes",
+        "tokens",
         "weight",
         "window",
     )
@@ -117,8 +139,16 @@ class BackendSlots:
         self.kept = [0] * num_classes
         """By class, slots here that the automatic reserve keeps free of it."""
         self.outstanding_work = 0
+        self.tokens = [0] * num_classes
+        """By class, predicted tokens of live permits; counted only where a class has a ceiling in tokens."""
         self.pending_prefill_tokens = 0
         """Prompt tokens of live permits whose answer has not begun."""
+        self.prefilling = [0] * num_classes
+        """The same by class."""
+        self.prefill_speed = PrefillSpeed()
+        self.is_paced = False
+        """Some class has a slot here and waits for the prefill budget."""
+        self._num_issued = 0
         self.available = False
         self.routes: list[Route] = []
         self.open_mask = 0
@@ -144,6 +174,10 @@ class BackendSlots:
             reserves.append(self._reserves[c] or (len(permits) + own if own else 0))
         return reserves
 
+    def prefill_budget(self, klass: int) -> float:
+        """Pending prefill tokens at which a class is paced here, while more urgent work is; infinite: never."""
+        return self.prefill_speed.budget(self.pool.classes[klass].prefill_stall_s)
+
     def load(self) -> float:
         """Predicted outstanding work relative to what it can do side by side."""
         return self.outstanding_work / (self.window.size * self.weight)
@@ -154,15 +188,33 @@ class BackendSlots:
         self.pool.permits[permit.klass].add(permit)
         self.pool.is_balanced = False
         self.outstanding_work += permit.work
+        if self.pool.has_ceilings_tokens:
+            self._count_tokens(permit, permit.tokens)
         self.pending_prefill_tokens += permit.prefill_tokens
+        self.prefilling[permit.klass] += permit.prefill_tokens
+        self._num_issued += 1
+        permit.serial = self._num_issued
+        if permit.prefill_tokens >= LEAST_TOKENS:
+            limit = self.window.limit
+            permit.is_telling = limit is None or self.num_in_use <= limit
 
-    def start(self, permit: Permit) -> None:
-        """Its answer has begun."""
-        if not (permit.started or permit.released):
-            permit.started = True
-            self.num_started += 1
-            self.pending_prefill_tokens -= permit.prefill_tokens
-            permit.prefill_tokens = 0
+    def start(self, permit: Permit, now: float) -> bool:
+        """Its answer has begun. Returns whether that may open or close the backend to a class."""
+        if permit.started or permit.released:
+            return False
+        permit.started = True
+        self.num_started += 1
+        has_learned = self.prefill_speed.observe(
+            permit.prefill_tokens, permit.serial, permit.issued_at, is_telling=permit.is_telling, now=now
+        )
+        self.end_prefill(permit)
+        return self.is_paced or (has_learned and self.pending_prefill_tokens >= LEAST_BUDGET_TOKENS)
+
+    def end_prefill(self, permit: Permit) -> None:
+        """Its prompt is prefilled, or will not be any more."""
+        self.pending_prefill_tokens -= permit.prefill_tokens
+        self.prefilling[permit.klass] -= permit.prefill_tokens
+        permit.prefill_tokens = 0
 
     def give_back(self, permit: Permit) -> None:
         """It has ended."""
@@ -171,18 +223,34 @@ class BackendSlots:
         self.pool.permits[permit.klass].remove(permit)
         self.pool.is_balanced = False
         self.outstanding_work -= permit.work
+        if self.pool.has_ceilings_tokens:
+            self._count_tokens(permit, -permit.tokens)
         self.num_started -= permit.started
-        self.pending_prefill_tokens -= permit.prefill_tokens
-        permit.prefill_tokens = 0
+        self.end_prefill(permit)
 
     def recharge(self, permit: Permit, klass: int, now: float) -> None:
-        """It counts for another class from now on."""
+        """It counts for another class from now on, and for more tokens if it has outgrown the one before."""
+        has_ceilings_tokens = self.pool.has_ceilings_tokens
+        if has_ceilings_tokens:
+            self._count_tokens(permit, -permit.tokens)
+        bound = self.pool.classes[permit.klass].max_output_tokens
+        if bound is not None and permit.expected_tokens < _OUTGROWN * bound:
+            permit.tokens += _OUTGROWN * bound - permit.expected_tokens
+            permit.expected_tokens = _OUTGROWN * bound
+        self.prefilling[permit.klass] -= permit.prefill_tokens
+        self.prefilling[klass] += permit.prefill_tokens
         for permits in (self.permits, self.pool.permits):
             permits[permit.klass].remove(permit)
             permits[klass].add(permit)
         self.pool.is_balanced = False
         permit.klass = klass
         permit.class_since = now
+        if has_ceilings_tokens:
+            self._count_tokens(permit, permit.tokens)
+
+    def _count_tokens(self, permit: Permit, tokens: int) -> None:
+        self.tokens[permit.klass] += tokens
+        self.pool.tokens[permit.klass] += tokens
 
     def resize(self) -> None:
         """Recompute ceilings and configured reserves after the window changed."""
@@ -197,6 +265,7 @@ class BackendSlots:
 
     def compute_mask(self) -> int:
         """Bit c is set when class c may have one more slot here now."""
+        self.is_paced = False
         if not self.available:
             return 0
         window = self.window
@@ -208,6 +277,8 @@ class BackendSlots:
             return 0
         feed = window.feed
         owned_from = self.pool.feed_owned_from if feed else 0
+        has_ceilings_tokens = self.pool.has_ceilings_tokens
+        is_prefilling = self.pending_prefill_tokens >= LEAST_BUDGET_TOKENS
         mask = above = 0
         for c, permits in enumerate(self.permits):
             count = len(permits)
@@ -215,12 +286,21 @@ class BackendSlots:
             if feed and c >= owned_from:
                 room -= feed
             if room > 0 and count < self._ceilings[c]:
-                mask |= 1 << c
+                if is_prefilling and self._is_paced(c, above):
+                    self.is_paced = True
+                elif not has_ceilings_tokens or self.tokens[c] < self.pool.ceilings_tokens[c]:
+                    mask |= 1 << c
             above += count
             missing = self._reserves[c] - count
             if missing > 0:
                 free -= missing
         return mask
+
+    def _is_paced(self, klass: int, num_above: int) -> bool:
+        """Whether `klass`, with a prompt in prefill here, must wait: a more urgent class would feel one more."""
+        if not self.prefilling[klass] or not (num_above or klass >= self.pool.feed_owned_from):
+            return False
+        return self.pending_prefill_tokens >= self.prefill_budget(klass)
 
     def _kept_from(self, klass: int, num_above: int) -> int:
         """Slots that the automatic reserve really keeps free of `klass`, beside those that more urgent classes use."""
@@ -308,12 +388,15 @@ class PoolSlots:
         "_order",
         "affinity",
         "backends",
+        "ceilings_tokens",
         "classes",
         "feed_owned_from",
+        "has_ceilings_tokens",
         "is_balanced",
         "name",
         "permits",
         "staffing",
+        "tokens",
     )
 
     def __init__(
@@ -328,6 +411,11 @@ class PoolSlots:
         self.classes = list(classes)
         self.backends: list[BackendSlots] = []
         self.permits: list[set[Permit]] = [set() for _ in classes]
+        self.tokens = [0] * len(self.classes)
+        """By class, predicted tokens of live permits; counted only where a class has a ceiling in tokens."""
+        self.ceilings_tokens = [math.inf if spec.ceiling_tokens is None else spec.ceiling_tokens for spec in classes]
+        """By class, for each backend."""
+        self.has_ceilings_tokens = any(spec.ceiling_tokens or spec.fleet_ceiling_tokens for spec in classes)
         self.staffing = Staffing(self.classes, beta)
         self.affinity: Affinity | None = None
         """What ties requests to backends; None: nothing does."""
@@ -357,10 +445,12 @@ class PoolSlots:
 
     def below_fleet_ceiling(self, klass: int) -> bool:
         """Whether the class may use one more slot of the pool."""
-        ceiling = self.classes[klass].fleet_ceiling
-        if ceiling is None:
+        spec = self.classes[klass]
+        if spec.fleet_ceiling_tokens is not None and self.tokens[klass] >= spec.fleet_ceiling_tokens:
+            return False
+        if spec.fleet_ceiling is None:
             return True
-        return self.num_in_use(klass) < _slots(ceiling, self.total_window(), 0)
+        return self.num_in_use(klass) < _slots(spec.fleet_ceiling, self.total_window(), 0)
 
     def measure(self, now: float) -> Iterable[BackendSlots]:
         """Take stock of the traffic now and then; the backends on which something changed by that."""
@@ -419,6 +509,8 @@ class PoolSlots:
 
 _TURNS = 4
 _FEED_SHARE = 0.5
+_OUTGROWN = 2
+"""An answer that has passed the bound of its class is expected to be this many times as long as the bound."""
 
 
 def _slots(bound: float | None, size: int, default: int) -> int:

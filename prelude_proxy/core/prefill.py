@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LEAST_BUDGET_TOKENS = 512
 """No budget is smaller: the shortest chunk that engines are usually run with."""
-_LEAST_TOKENS = 256
+LEAST_TOKENS = 256
 """A shorter prompt is prefilled in no more time than a step takes anyway, and says little."""
 _LEAST_PROMPTS = 5
 _KEPT_SHARE = 0.95
@@ -50,16 +50,16 @@ class PrefillSpeed:
         self._last_serial = 0
         self._last_at = 0.0
 
-    def observe(self, tokens: int, serial: int, issued_at: float, *, at_once: bool, now: float) -> bool:
+    def observe(self, tokens: int, serial: int, issued_at: float, *, is_telling: bool, now: float) -> bool:
         """The first token of a prompt of `tokens` came, the `serial`-th one sent there; whether the speed changed.
 
-        `at_once`: the engine had a place in its batch for it.
+        `is_telling`: it is of `LEAST_TOKENS` or more, and the engine had a place in its batch for it.
         """
         if serial <= self._last_serial:
             return False
         taken_s = now - max(issued_at, self._last_at)
         self._last_serial, self._last_at = serial, now
-        if tokens < _LEAST_TOKENS or not at_once:
+        if not is_telling:
             return False
         if self.tokens_per_s is not None:
             usual_s = tokens / self.tokens_per_s

@@ -37,6 +37,7 @@ class Ticket:
         "prompt_tokens",
         "route",
         "sheds",
+        "streams",
         "tenant",
         "ties",
     )
@@ -56,6 +57,7 @@ class Ticket:
         payload: Any = None,
         is_retry: bool = False,
         ties: Ties | None = None,
+        streams: bool = True,
         due: float = math.inf,
         sheds: bool = False,
     ) -> None:
@@ -78,6 +80,8 @@ class Ticket:
         """Whatever the shell wants to find again in the decision (its future)."""
         self.is_retry = is_retry
         """Another attempt of a request that was let in before: it is let in during a shutdown too."""
+        self.streams = streams
+        """Its first token will be seen; an answer in one piece tells nothing before its end."""
         self.ties = ties
         """What ties it to a backend; None: nothing does."""
         self.held = False

@@ -191,8 +191,8 @@ def test_prompt_tokens_are_pending_until_the_answer_begins():
     backend = bench.pool.backends[0]
     first, second = bench.issue(FAST, prompt_tokens=300), bench.issue(DEEP, prompt_tokens=500)
     assert backend.pending_prefill_tokens == 800
-    backend.start(first)
-    backend.start(first)
+    backend.start(first, 1.0)
+    backend.start(first, 1.0)
     assert (backend.pending_prefill_tokens, backend.num_started) == (500, 1)
     backend.give_back(second)
     backend.give_back(first)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from prelude_proxy.core.admission import Admission, Decision, Dispatch, QueueBounds
 from prelude_proxy.core.catalog import Catalog
-from prelude_proxy.core.domain import ClassSpec
+from prelude_proxy.core.domain import ClassSpec, Order
 from prelude_proxy.core.health import Health, HealthPolicy
 from prelude_proxy.core.limits import BackendSlots, Permit, PoolSlots
 from prelude_proxy.core.outcome import Outcome
@@ -24,6 +25,7 @@ COLD_WAIT_S = 15.0
 NAMES = ("oneshot", "fast", "standard", "deep")
 MODELS = ("a", "b")
 AGING_S = (5.0, 5.0, 10.0, 20.0)
+ORDERS = (Order.FCFS, Order.DEADLINE, Order.SHORTEST, Order.SHORTEST)
 
 
 class AdmissionMachine(RuleBasedStateMachine):
@@ -37,8 +39,14 @@ class AdmissionMachine(RuleBasedStateMachine):
         fleet_ceiling=st.sampled_from([None, 0.5, 3.0]),
         reserve=st.sampled_from([None, 0.0, 0.25, 2.0]),
         labelled=st.booleans(),
+        ceiling_tokens=st.sampled_from([None, 2000]),
+        fleet_ceiling_tokens=st.sampled_from([None, 5000]),
+        prefill_tokens_per_s=st.sampled_from([None, 1000.0, 8000.0]),
     )
-    def build(self, seed, windows, ceiling, fleet_ceiling, reserve, labelled):
+    def build(
+        self, seed, windows, ceiling, fleet_ceiling, reserve, labelled, ceiling_tokens, fleet_ceiling_tokens,
+        prefill_tokens_per_s,
+    ):  # fmt: skip
         self.now = 1000.0
         self.next_id = 0
         self.held: dict[int, Ticket] = {}
@@ -50,8 +58,13 @@ class AdmissionMachine(RuleBasedStateMachine):
                 index,
                 queue_size=30,
                 aging_s=AGING_S[index],
+                order=ORDERS[index],
                 ceiling=ceiling if name == "deep" else None,
                 fleet_ceiling=fleet_ceiling if name == "deep" else None,
+                ceiling_tokens=ceiling_tokens if name == "deep" else None,
+                fleet_ceiling_tokens=fleet_ceiling_tokens if name == "deep" else None,
+                prefill_stall_s=0.1 if index > 1 else None,
+                max_output_tokens=64 if name == "fast" else None,
                 reserve=reserve if name == "fast" else 0.0,
             )
             for index, name in enumerate(NAMES)
@@ -74,6 +87,8 @@ class AdmissionMachine(RuleBasedStateMachine):
                 labels={"tier": "batch"} if index % 2 == 0 else {},
             )
             backend.models = frozenset(MODELS if index % 3 != 2 else MODELS[:1])
+            if prefill_tokens_per_s is not None:
+                backend.prefill_speed.tokens_per_s = prefill_tokens_per_s
             self.backends.append(backend)
             self.admission.add_backend(backend, self.now)
         self.catalog.reattach(self.pool)
@@ -88,8 +103,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         wait_s=st.sampled_from([0.0, 0.5, 3.0, 30.0]),
         tokens=st.integers(0, 3000),
         num_bytes=st.integers(0, 400),
+        streams=st.booleans(),
+        sheds=st.booleans(),
     )
-    def offer(self, klass, model, tenant, wait_s, tokens, num_bytes):
+    def offer(self, klass, model, tenant, wait_s, tokens, num_bytes, streams, sheds=False):
         self.next_id += 1
         ticket = Ticket(
             self.next_id,
@@ -97,10 +114,13 @@ class AdmissionMachine(RuleBasedStateMachine):
             klass,
             arrival=self.now,
             deadline=self.now + wait_s,
+            due=self.now + wait_s,
+            sheds=sheds,
             tenant=tenant,
             expected_tokens=tokens,
-            prompt_tokens=tokens // 3,
+            prompt_tokens=tokens,
             num_bytes=num_bytes,
+            streams=streams,
         )
         self.held[ticket.id] = ticket
         before = self.admission.num_held
@@ -130,6 +150,16 @@ class AdmissionMachine(RuleBasedStateMachine):
     def recharge(self, data, klass):
         permit = data.draw(st.sampled_from(list(self.live)))
         self.apply(self.admission.recharge(permit, klass, self.now))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def first_token(self, data):
+        self.begin(data.draw(st.sampled_from(list(self.live))))
+
+    def begin(self, permit):
+        ttft_s = self.now - permit.issued_at
+        self.apply(self.admission.first_token(permit, ttft_s, has_telemetry=True, now=self.now))
+        assert permit.prefill_tokens == 0
 
     @rule(
         which=st.integers(0, 3),
@@ -199,6 +229,13 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert set().union(*backend.permits) == mine
             assert backend.num_in_use == len(mine)
             assert backend.outstanding_work == sum(permit.work for permit in mine)
+            for klass, permits in enumerate(backend.permits):
+                if self.pool.has_ceilings_tokens:
+                    assert backend.tokens[klass] == sum(permit.tokens for permit in permits)
+                assert backend.prefilling[klass] == sum(permit.prefill_tokens for permit in permits)
+            assert backend.pending_prefill_tokens == sum(backend.prefilling)
+        for klass, permits in enumerate(self.pool.permits if self.pool.has_ceilings_tokens else ()):
+            assert self.pool.tokens[klass] == sum(permit.tokens for permit in permits)
 
     @invariant()
     def every_ticket_is_held_or_ended(self):
@@ -221,6 +258,13 @@ class AdmissionMachine(RuleBasedStateMachine):
                 assert not (open_now and self.pool.may_use(ticket.klass, backend)), "a free slot beside a ticket"
 
     @invariant()
+    def tokens_never_close_an_idle_backend(self):
+        """4: whatever the budgets and ceilings in tokens are, a backend with nothing to do takes the next request."""
+        for backend in self.backends:
+            if backend.available and not backend.num_in_use:
+                assert backend.compute_mask() == 2 ** len(NAMES) - 1
+
+    @invariant()
     def nobody_is_held_past_the_deadline(self):
         """5: `time_passes` ticks at the times the core asked for."""
         for ticket in self.held.values():
@@ -233,14 +277,33 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert self.admission.num_held_bytes <= MAX_BYTES
 
 
+def tokens_were_left(dispatched: list[Permit]) -> None:
+    """Invariant 2 in tokens: each of the permits that were issued in turn found its budget and ceiling not reached."""
+    backend, pool = dispatched[0].backend, dispatched[0].backend.pool
+    for index, permit in enumerate(dispatched):
+        klass, later = permit.klass, dispatched[index:]
+        tokens = backend.tokens[klass] - sum(p.tokens for p in later if p.klass == klass)
+        assert tokens < pool.ceilings_tokens[klass], "invariant 2: never above a ceiling in tokens"
+        prefilling = backend.prefilling[klass] - sum(p.prefill_tokens for p in later if p.klass == klass)
+        pending = backend.pending_prefill_tokens - sum(p.prefill_tokens for p in later)
+        urgent = set().union(*backend.permits[:klass]) - set(later)
+        if prefilling and urgent:
+            assert pending < backend.prefill_budget(klass), "invariant 2: never above a prefill budget"
+
+
 class DispatchLimits(AdmissionMachine):
     """Invariant 2 is checked at each dispatch, where it must hold; windows may shrink under live permits later."""
 
     def apply(self, decisions: list[Decision]) -> None:
         super().apply(decisions)
         if decisions and all(isinstance(decision, Dispatch) for decision in decisions):
+            most_tokens = self.pool.classes[3].fleet_ceiling_tokens
+            deep_tokens = [d.permit.tokens for d in decisions if d.permit.klass == 3]
+            if deep_tokens and most_tokens is not None:
+                assert self.pool.tokens[3] - deep_tokens[-1] < most_tokens, "invariant 2: never above a fleet ceiling"
             for backend in {decision.permit.backend for decision in decisions}:
                 assert backend.num_in_use <= backend.window.size, "invariant 2: never above the window"
+                tokens_were_left([d.permit for d in decisions if d.permit.backend is backend])
                 deep = len(backend.permits[3])
                 ceiling = self.pool.classes[3].ceiling
                 if ceiling is not None and any(d.ticket.klass == 3 and d.permit.backend is backend for d in decisions):
@@ -256,3 +319,39 @@ class DispatchLimits(AdmissionMachine):
 
 TestAdmission = DispatchLimits.TestCase
 TestAdmission.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_limits_in_tokens_hold_under_dense_traffic(seed):
+    """The same invariants, with many long prompts at two backends: budgets and ceilings are reached all the time."""
+    rng = random.Random(seed)
+    machine = DispatchLimits()
+    machine.build(
+        seed=seed, windows=[12, 12], ceiling=None, fleet_ceiling=None, reserve=0.0, labelled=False,
+        ceiling_tokens=rng.choice([None, 4000]), fleet_ceiling_tokens=rng.choice([None, 6000]),
+        prefill_tokens_per_s=8000.0,
+    )  # fmt: skip
+    machine.health(1, "up")
+    num_paced = 0
+    for _ in range(400):
+        permits = list(machine.live)
+        event = rng.random()
+        if event < 0.4 or not permits:
+            machine.offer(
+                klass=rng.choice([1, 2, 3, 3]), model="a", tenant="", wait_s=30.0, tokens=rng.randrange(2000),
+                num_bytes=0, streams=rng.random() < 0.8,
+            )  # fmt: skip
+        elif event < 0.55:
+            machine.begin(rng.choice(permits))
+        elif event < 0.9:
+            permit = rng.choice(permits)
+            del machine.live[permit]
+            machine.apply(machine.admission.release(permit, Outcome.OK, machine.now))
+        elif event < 0.95:
+            machine.apply(machine.admission.recharge(rng.choice(permits), 3, machine.now))
+        machine.time_passes(0.02)
+        machine.slots_in_use_are_live_permits()
+        machine.no_held_ticket_could_go()
+        machine.tokens_never_close_an_idle_backend()
+        num_paced += any(backend.is_paced for backend in machine.backends)
+    assert num_paced > 20
