@@ -1,13 +1,16 @@
 # syntax=docker/dockerfile:1
 FROM python:3.13-slim AS build
+# the compiler turns the core into C (hatch_build.py); it does not get into the image
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /src
 RUN python -m venv /opt/prelude && /opt/prelude/bin/pip install --no-cache-dir --upgrade pip
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
+COPY scripts/compiling.py ./scripts/
 COPY prelude_proxy ./prelude_proxy
 # `train` brings xgboost-cpu: the same library without the CUDA half. Serving alone needs none of it:
 # --build-arg EXTRAS= makes an image some 200 MB smaller.
 ARG EXTRAS=[train]
-RUN /opt/prelude/bin/pip install --no-cache-dir ".${EXTRAS}"
+RUN PRELUDE_COMPILE=1 /opt/prelude/bin/pip install --no-cache-dir ".${EXTRAS}"
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home prelude

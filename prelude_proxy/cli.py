@@ -6,10 +6,13 @@ import click
 
 from prelude_proxy import __version__
 from prelude_proxy.commands import bench, classifier, demo, engine, serve
+from prelude_proxy.core import rates
+
+_FORM = "plain Python" if str(rates.__file__).endswith(".py") else "compiled core"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="prelude-proxy")
+@click.version_option(__version__, prog_name="prelude-proxy", message=f"%(prog)s %(version)s ({_FORM})")
 def main() -> None:
     """A class-aware front door for self-hosted LLM fleets."""
 

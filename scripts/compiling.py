@@ -1,0 +1,88 @@
+"""The decision core as C: mypyc compiles the very source that runs interpreted otherwise.
+
+Only what is pure is compiled: it touches no event loop, no socket and no library whose type stubs might not be true
+(compiled code checks types where they meet). The interpreted form is the same program, some two times slower.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+import tempfile
+from pathlib import Path
+
+PACKAGE = "prelude_proxy"
+GROUP = f"{PACKAGE}__mypyc"
+SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+def sources(root: Path) -> list[Path]:
+    """What is compiled, relative to the repository's `root`."""
+    core = sorted((root / PACKAGE / "core").glob("*.py"))
+    chosen = [path for path in core if path.name != "__init__.py"]
+    chosen += [root / PACKAGE / "classifier.py", root / PACKAGE / "judge.py"]
+    return [path.relative_to(root) for path in chosen]
+
+
+def outputs(root: Path) -> list[Path]:
+    """The extension modules, relative to `root` or to `site-packages`: one of code, and a stub for each source."""
+    return [Path(GROUP + SUFFIX), *(path.with_suffix(SUFFIX) for path in sources(root))]
+
+
+def is_current(root: Path) -> bool:
+    """Whether all extension modules in the tree are at least as new as every source."""
+    built = [root / path for path in outputs(root)]
+    if not all(path.exists() for path in built):
+        return False
+    newest = max((root / path).stat().st_mtime_ns for path in sources(root))
+    return newest <= min(path.stat().st_mtime_ns for path in built)
+
+
+def remove(root: Path) -> None:
+    """Delete the extension modules in the tree, also those whose source is gone."""
+    for path in (*root.glob(f"{GROUP}*.so"), *root.glob(f"{GROUP}*.pyd"), *(root / PACKAGE).rglob("*.so")):
+        path.unlink()
+
+
+def compile_into(root: Path, target: Path) -> None:
+    """Compile; the extension modules appear under `target`.
+
+    Raises:
+        Exception: whatever mypyc, setuptools or the C compiler raise; there is no common class.
+    """
+    from mypyc.build import mypycify  # noqa: PLC0415  only who compiles needs it
+    from setuptools import Distribution  # noqa: PLC0415
+
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(root)  # mypyc names modules by their path from here
+        try:
+            extensions = mypycify(
+                ["--config-file=", "--ignore-missing-imports", *map(str, sources(root))],
+                opt_level="2",
+                debug_level="0",
+                group_name=PACKAGE,
+                target_dir=str(Path(scratch) / "c"),
+            )
+            command = Distribution({"name": PACKAGE, "ext_modules": extensions}).get_command_obj("build_ext")
+            command.build_temp = str(Path(scratch) / "objects")
+            command.build_lib = str(target)
+            command.ensure_finalized()
+            command.run()
+        finally:
+            os.chdir(before)
+
+
+def compile_in_place(root: Path) -> None:
+    """Compile into the tree itself.
+
+    Raises:
+        Exception: as `compile_into`; the tree is then without extension modules.
+    """
+    remove(root)
+    with tempfile.TemporaryDirectory() as built:
+        compile_into(root, Path(built))
+        for path in outputs(root):
+            shutil.move(Path(built) / path, root / path)
+            os.utime(root / path)
