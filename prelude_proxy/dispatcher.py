@@ -135,12 +135,16 @@ class Dispatcher:
         self._rearm()
 
     def _rearm(self) -> None:
-        due = self.admission.next_deadline(self.now())
-        if due is None or (self._timer is not None and self._timer.when() <= due):
+        now = self.now()
+        due = self.admission.next_deadline(now)
+        if due is None:
             return
+        at = max(due, now) + _TIMER_GRAIN_S  # never in the past: uvloop would give no timer for that
         if self._timer is not None:
+            if self._timer.when() <= at:
+                return
             self._timer.cancel()
-        self._timer = self._loop.call_at(due + _TIMER_GRAIN_S, self._tick)
+        self._timer = self._loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
         self._timer = None

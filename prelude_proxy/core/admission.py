@@ -165,6 +165,7 @@ class Admission:
         pool.staffing.arrived(ticket.klass, now, ticket.prompt_tokens + ticket.expected_tokens / 2)
         self._measure(pool, now)
         self._refresh_out(now)
+        self._end_unseen(now)
         if not pool.backends:
             self._note_emptiness(pool, now)
         reason = self._refusal(ticket, now)
@@ -443,7 +444,7 @@ class Admission:
 
     def _end_unseen(self, now: float) -> None:
         """Prefills that nobody sees end are over by time alone."""
-        for permit in self._unseen.pop_due(now):
+        while (permit := self._unseen.pop_due(now)) is not None:
             permit.backend.end_prefill(permit)
             self.refresh(permit.backend, now)
 

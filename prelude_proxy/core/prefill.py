@@ -106,9 +106,6 @@ class UnseenPrefills:
         """When the next one is presumed to be over."""
         return self._due[0][0] if self._due else None
 
-    def pop_due(self, now: float) -> list[Permit]:
-        """Take out those that are over; some of them may have ended altogether."""
-        permits: list[Permit] = []
-        while self._due and self._due[0][0] <= now:
-            permits.append(heapq.heappop(self._due)[2])
-        return permits
+    def pop_due(self, now: float) -> Permit | None:
+        """Take out one that is over; it may have ended altogether."""
+        return heapq.heappop(self._due)[2] if self._due and self._due[0][0] <= now else None

@@ -272,6 +272,17 @@ def test_answers_in_one_piece_are_presumed_to_be_prefilled_after_twice_the_time(
     assert bench.backends[0].pending_prefill_tokens == 2050
 
 
+def test_presumed_ends_are_noticed_by_the_next_request_too():
+    """Nobody was held, so nobody asked to be woken; the time that is due is never one long gone."""
+    bench = Bench.taught(8)
+    bench.offer(FAST)
+    bench.offer(DEEP, 4000, streams=False)
+    bench.now += 10.0
+    assert len(bench.offer(DEEP, 4000)) == 1
+    assert bench.offer(DEEP, 4000) == []
+    assert bench.admission.next_deadline(bench.now) > bench.now
+
+
 def test_a_presumed_end_after_the_real_one_changes_nothing():
     """The books stay right when the answer was there first."""
     bench = Bench.taught(8)
