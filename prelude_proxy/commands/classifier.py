@@ -126,7 +126,8 @@ def evaluate(data: Path, model: Path | None, as_json: bool, **options: Any) -> N
                 file.write(orjson.dumps(prediction, option=orjson.OPT_APPEND_NEWLINE))
     reports = {"online" if options["online"] else "static": report_on(rows, forecasts)}
     if options["baselines"] is not None:
-        reports |= _baseline_reports(options["baselines"], rows, options["label_delay"])
+        kept_back = frozenset(row.group for row in rows) if options["held_out"] else frozenset()
+        reports |= _baseline_reports(options["baselines"], rows, options["label_delay"], kept_back)
     first = next(iter(reports.values()))
     if as_json:
         baselines = {name: report.as_dict() for name, report in list(reports.items())[1:]}
@@ -140,12 +141,14 @@ def evaluate(data: Path, model: Path | None, as_json: bool, **options: Any) -> N
         click.echo(f"{forecasts.num_refused} rows are no requests the proxy accepts; counted as standard")
 
 
-def _baseline_reports(train_on: Path, rows: list[Any], label_delay: int) -> dict[str, Report]:
+def _baseline_reports(
+    train_on: Path, rows: list[Any], label_delay: int, kept_back: frozenset[str]
+) -> dict[str, Report]:
     from prelude_proxy.training import baselines
     from prelude_proxy.training.dataset import cap_sources, read_rows
     from prelude_proxy.training.evaluate import report_on
 
-    known = cap_sources(list(read_rows(train_on)))
+    known = [row for row in cap_sources(list(read_rows(train_on))) if row.group not in kept_back]
     return {
         "constant": report_on(rows, baselines.constant(known, rows)),
         "prompt length": report_on(rows, baselines.prompt_length(known, rows)),

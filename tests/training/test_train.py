@@ -13,8 +13,9 @@ from prelude_proxy.classifier import Classifier
 from prelude_proxy.commands.classifier import evaluate, explain, train
 from prelude_proxy.journal import Journal, JournalSettings
 from prelude_proxy.modelfile import load_model
-from prelude_proxy.training.dataset import read_rows
-from prelude_proxy.training.evaluate import LADDER, forecast_rows, report_on
+from prelude_proxy.training import baselines
+from prelude_proxy.training.dataset import Row, read_rows
+from prelude_proxy.training.evaluate import LADDER, Forecasts, forecast_rows, report_on
 from prelude_proxy.training.metrics import CLASSES
 
 from .synthetic import requests, write
@@ -154,9 +155,29 @@ def test_baselines_are_scored_beside(data: Path, trained: Path) -> None:
     """Five of them, on the same rows."""
     result = run(evaluate, "--data", data, "--model", trained, "--baselines", data, "--json")
     assert result.exit_code == 0, result.output
-    baselines = orjson.loads(result.stdout)["baselines"]
-    assert set(baselines) == {"constant", "prompt length", "three-bucket rule", "19 lexical features", "tenant history"}
-    assert all(report["pooled"]["rows"] == 900 for report in baselines.values())
+    scored = orjson.loads(result.stdout)["baselines"]
+    assert set(scored) == {"constant", "prompt length", "three-bucket rule", "19 lexical features", "tenant history"}
+    assert all(report["pooled"]["rows"] == 900 for report in scored.values())
+
+
+def test_baselines_are_not_trained_on_what_is_kept_back(
+    data: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When one file gives both."""
+    seen = []
+
+    def spy(known: list[Row], rows: list[Row]) -> Forecasts:
+        seen.append(({row.group for row in known}, {row.group for row in rows}))
+        return constant(known, rows)
+
+    constant = baselines.constant
+    monkeypatch.setattr(baselines, "constant", spy)
+    result = run(evaluate, "--data", data, "--model", trained, "--held-out", "--baselines", data, "--json")
+    assert result.exit_code == 0, result.output
+    [(known, tested)] = seen
+    assert known
+    assert tested
+    assert not known & tested
 
 
 def test_explain_says_class_interval_features_and_thresholds(trained: Path) -> None:
