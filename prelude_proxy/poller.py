@@ -173,8 +173,12 @@ class Poller:
                 response.abort()
 
     async def _every(self, interval_s: Callable[[], float], action: Callable[[], Any]) -> None:
-        """Run `action` now and then every interval, a little out of step with the other backends."""
+        """Run `action` now and then every interval, out of step with the other backends from the first pause on.
+
+        Hundreds in step would keep the event loop, and with it every request, waiting for all their answers at once.
+        """
         is_failing = False
+        stretch = (0.5, 1.5)
         while True:
             began = self._dispatcher.now()
             try:
@@ -184,7 +188,8 @@ class Poller:
                 if not is_failing:
                     log.exception("watching backend %s", self._engine.slots.name)
                 is_failing = True
-            wanted = interval_s() * random.uniform(0.95, 1.05)
+            wanted = interval_s() * random.uniform(*stretch)
+            stretch = (0.95, 1.05)
             await asyncio.sleep(max(0.0, wanted - (self._dispatcher.now() - began)))
 
 
