@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prelude_proxy.core.domain import ClassSpec, Order
+from prelude_proxy.core.limits import PoolSlots, Route
 from prelude_proxy.core.order import key_of
 from prelude_proxy.core.queues import FairQueue, Ticket
 
+ROUTE = Route(PoolSlots("pool", []), None)
 AGING_S = 30.0
 S_PER_TOKEN = 0.02
 
@@ -22,7 +24,7 @@ def spec(order: Order) -> ClassSpec:
 
 def ticket(number: int, arrival: float, tokens: int = 100, due_s: float = math.inf, tenant: str = "") -> Ticket:
     return Ticket(
-        number, None, 0, arrival=arrival, deadline=1e9, due=arrival + due_s, expected_tokens=tokens, tenant=tenant
+        number, ROUTE, 0, arrival=arrival, deadline=1e9, due=arrival + due_s, expected_tokens=tokens, tenant=tenant
     )
 
 
