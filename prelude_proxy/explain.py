@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ class Explanation:
             if self.pushed is None
             else [{"name": each.feature, "value": each.value, "factor": round(each.factor, 3)} for each in self.pushed],
             "thresholds": {
-                "cutoffs": {"longer": DEFAULT_CUTOFFS.longer, "deepest": DEFAULT_CUTOFFS.deepest},
+                "cutoffs": asdict(DEFAULT_CUTOFFS),
                 "classes": {
                     spec.name: {
                         "max_output_tokens": spec.max_output_tokens,

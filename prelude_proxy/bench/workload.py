@@ -166,7 +166,7 @@ def _data_item(
         klass=class_of(output, path),
         prompt_tokens=sum(map(estimate_tokens, _texts(request))),
         output_tokens=min(output, limits.max_output_tokens),
-        tenant=headers.pop("x-tenant-id", None),
+        tenant=headers.pop("x-tenant-id", None) or row.get("source"),
         path=path,
         content=request if whole_body else {key: request[key] for key in _TEXT_FIELDS if key in request},
         headers=tuple(headers.items()),

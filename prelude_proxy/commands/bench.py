@@ -177,7 +177,7 @@ def parse_watch(texts: Sequence[str], targets: Sequence[Target]) -> dict[str, di
 @click.option("--trace", type=_PATH, help="Arrivals and lengths: CSV or JSON lines, .gz and .zst too.")
 @click.option("--scale", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Times the trace's own rate.")
 @click.option("--category", help="Which category of a ServeGen file [default: the busiest].")
-@click.option("--data", type=_PATH, help='Prompts: JSON lines of {"request", "output_tokens", "headers"?, "path"?}.')
+@click.option("--data", type=_PATH, help="Prompts: JSON lines of the rows that `evaluate` reads.")
 @click.option("--whole-body", is_flag=True, help="Send the data's whole bodies, not only their text.")
 @click.option("--tenants", metavar="N|a=1,b=8", help="Spread the load over tenants, equally or by weight.")
 @click.option("--only", type=click.Choice(CLASSES), help="Leave out all other classes, at unchanged times.")
@@ -228,11 +228,11 @@ def bench(**given: Any) -> None:
         slo_s = {**DEFAULT_SLO_S, **(parse_weights(given["slo"]) if given["slo"] else {})}
         planner = load.planner()
         plans = [planner(number) for number in range(given["rounds"])]
+        warmup = _warmup(planner, given["warmup"])
         if given["simulate"]:
             shown = {k: v for k, v in given.items() if k != "as_json_"}
-            _show(_simulate(given, plans), slo_s, shown, given["out"], given["as_json_"])
+            _show(_simulate(given, plans, warmup), slo_s, shown, given["out"], given["as_json_"])
             return
-        warmup = _warmup(planner, given["warmup"])
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     options = DriverOptions(timeout_s=given["timeout_secs"])
@@ -243,7 +243,9 @@ def bench(**given: Any) -> None:
     _show(results, slo_s, {k: v for k, v in given.items() if k != "as_json_"}, given["out"], given["as_json_"])
 
 
-def _simulate(given: Mapping[str, Any], plans: Sequence[Sequence[WorkItem]]) -> dict[str, list[RunResult]]:
+def _simulate(
+    given: Mapping[str, Any], plans: Sequence[Sequence[WorkItem]], warmup: Sequence[WorkItem]
+) -> dict[str, list[RunResult]]:
     with progress_bar() as progress:
         task = progress.add_task("simulating", total=None)
 
@@ -251,7 +253,7 @@ def _simulate(given: Mapping[str, Any], plans: Sequence[Sequence[WorkItem]]) -> 
             progress.update(task, advance=count, description=policy)
 
         try:
-            return run_simulation(given, plans, on_done)
+            return run_simulation(given, plans, warmup, on_done)
         except ConfigError as error:
             raise click.ClickException(str(error)) from None
 

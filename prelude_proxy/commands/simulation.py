@@ -72,9 +72,14 @@ def make_fleet(given: Mapping[str, Any]) -> Fleet:
 
 
 def run_simulation(
-    given: Mapping[str, Any], plans: Sequence[Sequence[WorkItem]], on_done: Callable[[str, int], None]
+    given: Mapping[str, Any],
+    plans: Sequence[Sequence[WorkItem]],
+    warmup: Sequence[WorkItem],
+    on_done: Callable[[str, int], None],
 ) -> dict[str, list[RunResult]]:
     """Every policy on every plan. `on_done` is told the policy and how many more requests have ended.
+
+    `warmup` is what a real classifier has learned from before; no engine serves it.
 
     Raises:
         ValueError: the options and the workload do not fit each other.
@@ -87,7 +92,7 @@ def run_simulation(
     for number, plan in enumerate(plans):
         fitting = [_fitted(item, fleet) for item in plan]
         for policy in given["policies"] or _DEFAULT_POLICIES:
-            simulation = _simulation(given, plan, given["seed"] + number)
+            simulation = _simulation(given, plan, warmup, given["seed"] + number)
             result = _run(fitting, fleet, policy, simulation, on_done)
             results.setdefault(policy, []).append(result)
     return results
@@ -108,15 +113,17 @@ def _run(
     return result
 
 
-def _simulation(given: Mapping[str, Any], plan: Sequence[WorkItem], seed: int) -> Simulation:
+def _simulation(
+    given: Mapping[str, Any], plan: Sequence[WorkItem], warmup: Sequence[WorkItem], seed: int
+) -> Simulation:
     config = load_config(given["config_file"]) if given["config_file"] else Config.model_validate({"classes": {}})
     kind = given["prediction"]
     if kind == "auto":
         kind = "model" if all(item.content is not None for item in plan) else "noisy"
-    return Simulation.of(config, forecaster=_forecaster(config, kind, seed), seed=seed)
+    return Simulation.of(config, forecaster=_forecaster(config, kind, warmup, seed), seed=seed)
 
 
-def _forecaster(config: Config, kind: str, seed: int) -> Forecaster:
+def _forecaster(config: Config, kind: str, warmup: Sequence[WorkItem], seed: int) -> Forecaster:
     """A fresh one for every run: what one run taught must not help the next."""
     classes = config.class_specs()
     if kind == "model":
@@ -124,7 +131,13 @@ def _forecaster(config: Config, kind: str, seed: int) -> Forecaster:
         from prelude_proxy.modelfile import load_model
 
         classifier = Classifier(load_model(config.classifier.model), classes)
-        return Real(Judge(classes, config.core_rules(), classifier, config.classifier.default_class))
+        real = Real(Judge(classes, config.core_rules(), classifier, config.classifier.default_class))
+        for item in warmup:
+            now = item.at_s - warmup[-1].at_s
+            real.classify(item, now)
+            real.dispatched(item, now)
+            real.ended(item, now)
+        return real
     return Oracle(Ladder(classes)) if kind == "oracle" else Noisy(Ladder(classes), seed)
 
 

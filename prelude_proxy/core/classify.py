@@ -26,13 +26,16 @@ class Cutoffs:
     """How sure of an overflow one must be to put a request into the longer class.
 
     Calling a deep request standard hurts everyone behind it, calling a standard one deep hurts one: the deepest class
-    has the lower cut-off.
+    has the lower cut-off. Calling a *short* one deep hurts that one most, for it then waits behind all others: what may
+    well be short goes into the class before the deepest, where it is neither in the way of short work nor behind deep.
     """
 
     longer: float = 0.5
     """Between two classes that both have a bound above them: the likelier side."""
     deepest: float = 0.35
     """Into the last, unbounded class."""
+    perhaps_shortest: float = 0.2
+    """Probability of the shortest class from which on a request is not put into the deepest."""
 
 
 DEFAULT_CUTOFFS = Cutoffs()
@@ -172,16 +175,25 @@ def _by_forecast(
 ) -> tuple[str, float]:
     """Shortest class whose bound the output will keep, surely enough; longer when the prompt alone is heavy."""
     ladder = ladder_of(classes)
-    last = len(ladder) - 1
-    for index, spec in enumerate(ladder):
-        if spec.max_output_tokens is None or index == last:
-            break
-        cutoff = cutoffs.deepest if index + 1 == last else cutoffs.longer
-        if probability_above(forecast, spec.max_output_tokens) < cutoff:
-            break
+    index = rung_of(
+        [
+            0.0 if spec.max_output_tokens is None else probability_above(forecast, spec.max_output_tokens)
+            for spec in ladder
+        ],
+        cutoffs,
+    )
     chosen = _for_prompt(facts, ladder, index)
     probabilities = class_probabilities(forecast, classes)
     return ladder[chosen].name, min(max(probabilities[ladder[index].name], 0.0), 1.0)
+
+
+def rung_of(above: Sequence[float], cutoffs: Cutoffs) -> int:
+    """Index in the ladder, given for each of its classes the probability that the output passes its bound."""
+    last = len(above) - 1
+    for index in range(last):
+        if above[index] < (cutoffs.deepest if index + 1 == last else cutoffs.longer):
+            return index
+    return last - 1 if last > 1 and 1.0 - above[0] >= cutoffs.perhaps_shortest else last
 
 
 def _for_prompt(facts: RequestFacts, ladder: Sequence[ClassSpec], index: int) -> int:

@@ -19,7 +19,7 @@ import xgboost as xgb
 from numpy.typing import NDArray
 
 from prelude_proxy.core.bins import EDGES, LN_MIDDLES, NUM_BINS
-from prelude_proxy.core.classify import DEFAULT_CUTOFFS
+from prelude_proxy.core.classify import DEFAULT_CUTOFFS, rung_of
 from prelude_proxy.core.features import FEATURES, FeatureExtractor
 from prelude_proxy.core.lexicon import Lexicon
 from prelude_proxy.core.modelname import HABIT_FEATURES, UNKNOWN_HABIT, ModelHabit, normal_name
@@ -393,9 +393,8 @@ def _scores(parts: ModelParts, rows: TrainingSet, *, complete: bool) -> tuple[Sc
         ],
         axis=1,
     )
-    deep = classes[:, 2] >= DEFAULT_CUTOFFS.deepest
-    short = classes[:, 0] > 1.0 - DEFAULT_CUTOFFS.longer
-    dispatched = np.where(short, 0, np.where(deep, 2, 1))
+    above = np.stack([classes[:, 1:].sum(axis=1), classes[:, 2], np.zeros(len(classes))], axis=1)
+    dispatched = np.array([rung_of(each, DEFAULT_CUTOFFS) for each in above.tolist()])
     return score(classes, dispatched, np.exp(probabilities @ LN_MIDDLES), rows.tokens), float(loss)
 
 

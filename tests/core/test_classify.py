@@ -44,11 +44,13 @@ def request(path: str = "/v1/chat/completions", headers: dict[str, str] | None =
         (0.45, 0.5, "standard"),
         (0.1, 0.6, "standard"),
         (0.1, 0.5, "deep"),
+        (0.19, 0.1, "deep"),
+        (0.21, 0.1, "standard"),
         (0.0, 0.0, "deep"),
     ],
 )
 def test_the_class_follows_the_forecast_and_deep_is_called_early(fast: float, standard: float, name: str) -> None:
-    """The likelier side between fast and standard; deep from a lower probability on."""
+    """The likelier side between fast and standard; deep from a lower probability on, unless it may well be short."""
     decision = decide(request(), forecast(fast, standard), CLASSES)
     assert (decision.name, decision.reason) == (name, "model")
 
