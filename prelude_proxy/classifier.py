@@ -232,9 +232,10 @@ def keys_of(facts: RequestFacts, extract: Extract, stratum: int) -> tuple[int, .
 
 def stratum_of(static: NDArray[np.float32]) -> int:
     """Rough class by the model alone: 0 short, 1 middle, 2 long."""
-    if float(static[:_SHORT_BINS].sum()) >= 0.5:
+    values: list[float] = static.tolist()
+    if sum(values[:_SHORT_BINS]) >= 0.5:
         return 0
-    return 2 if float(static[_MIDDLE_BINS:].sum()) >= 0.35 else 1
+    return 2 if sum(values[_MIDDLE_BINS:]) >= 0.35 else 1
 
 
 _SHORT_BINS = EDGES.index(64) + 1
