@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prelude_proxy.core.bins import EDGES, censored_mean, forecast_of
 from prelude_proxy.core.calibration import Calibration, CalibrationStatistics, log_error
-from prelude_proxy.core.classify import DEFAULT_CUTOFFS, Cutoffs, ladder_of, probability_above, rung_of
+from prelude_proxy.core.classify import DEFAULT_CUTOFFS, Cutoffs, ladder_of, probability_above, rung_of, shares_of
 from prelude_proxy.core.domain import ClassSpec, Forecast, RequestFacts
 from prelude_proxy.core.features import Extract
 from prelude_proxy.core.length import LengthModel, ModelInfo
@@ -172,8 +172,7 @@ class Classifier:
             for spec in self._ladder
         ]
         above[-1] = 0.0
-        before = [1.0, *above[:-1]]
-        return rung_of(above, self._cutoffs), [max(a - b, 0.0) for a, b in zip(before, above, strict=True)]
+        return rung_of(above, self._cutoffs), shares_of(above)
 
     def adopt(self, model: LengthModel) -> None:
         """Use `model` from the next request on; what the traffic taught stays."""

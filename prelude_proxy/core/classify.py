@@ -95,16 +95,29 @@ def whole_request(forecast: Forecast, facts: RequestFacts) -> Forecast:
     )
 
 
-def class_probabilities(forecast: Forecast, ladder: Sequence[ClassSpec]) -> dict[str, float]:
+def class_probabilities(forecast: Forecast, classes: Sequence[ClassSpec]) -> dict[str, float]:
     """P(class) by output tokens alone, for the classes that the classifier may choose."""
-    probabilities = {}
+    ladder = ladder_of(classes)
+    return dict(zip([spec.name for spec in ladder], shares_of(_overflows(forecast, ladder)), strict=True))
+
+
+def _overflows(forecast: Forecast, ladder: Sequence[ClassSpec]) -> list[float]:
+    """For each class of the ladder, the probability that the output passes its bound."""
+    return [
+        0.0 if spec.max_output_tokens is None else probability_above(forecast, spec.max_output_tokens)
+        for spec in ladder
+    ]
+
+
+def shares_of(above: Sequence[float]) -> list[float]:
+    """Probability of each class of the ladder, given for each that the output passes its bound."""
+    shares = []
     remaining = 1.0
-    for spec in ladder_of(ladder):
-        above = 0.0 if spec.max_output_tokens is None else probability_above(forecast, spec.max_output_tokens)
-        above = min(above, remaining)
-        probabilities[spec.name] = remaining - above
-        remaining = above
-    return probabilities
+    for each in above:
+        beyond = min(each, remaining)
+        shares.append(remaining - beyond)
+        remaining = beyond
+    return shares
 
 
 def ladder_of(classes: Sequence[ClassSpec]) -> list[ClassSpec]:
@@ -175,16 +188,10 @@ def _by_forecast(
 ) -> tuple[str, float]:
     """Shortest class whose bound the output will keep, surely enough; longer when the prompt alone is heavy."""
     ladder = ladder_of(classes)
-    index = rung_of(
-        [
-            0.0 if spec.max_output_tokens is None else probability_above(forecast, spec.max_output_tokens)
-            for spec in ladder
-        ],
-        cutoffs,
-    )
+    above = _overflows(forecast, ladder)
+    index = rung_of(above, cutoffs)
     chosen = _for_prompt(facts, ladder, index)
-    probabilities = class_probabilities(forecast, classes)
-    return ladder[chosen].name, min(max(probabilities[ladder[index].name], 0.0), 1.0)
+    return ladder[chosen].name, shares_of(above)[index]
 
 
 def rung_of(above: Sequence[float], cutoffs: Cutoffs) -> int:

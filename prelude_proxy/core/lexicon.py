@@ -47,10 +47,15 @@ class Lexicon:
         ends = _ends(words)
         pairs = zip(ends, ends[1:], strict=False)  # noqa: RUF007 - uses one tuple again and again, pairwise makes many
         total = sum(map(self.words.get, distinct, _ZEROS), 0.0) + sum(map(self.pairs.get, pairs, _ZEROS), 0.0)
-        return total / sqrt(len(distinct) + max(len(ends), 1))
+        return total / scale(len(distinct) + max(len(ends) - 1, 0))
 
 
 _ZEROS = repeat(0.0)
+
+
+def scale(num_terms: int) -> float:
+    """What the sum over a bag of that many terms is divided by; one more than they are, for the empty bag."""
+    return sqrt(num_terms + 1)
 
 
 def _ends(words: list[bytes]) -> list[bytes]:

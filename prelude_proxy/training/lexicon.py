@@ -11,6 +11,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import lsqr
 
+from prelude_proxy.core.lexicon import scale
+
 Floats = NDArray[np.float64]
 
 RIDGE = 1.0
@@ -45,7 +47,7 @@ class WordMatrix:
         for terms in prompts:
             ids = [index[term] for term in terms if term in index]
             indices += ids
-            values += [1.0 / sqrt(len(terms) + 1)] * len(ids)
+            values += [1.0 / scale(len(terms))] * len(ids)
             starts.append(len(indices))
         return sp.csr_matrix((values, indices, starts), shape=(len(prompts), len(self.terms)), dtype=np.float32)
 

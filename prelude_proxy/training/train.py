@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import sqrt
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from prelude_proxy.core.bins import EDGES, LN_MIDDLES, NUM_BINS
 from prelude_proxy.core.classify import DEFAULT_CUTOFFS, rung_of
 from prelude_proxy.core.features import FEATURES, FeatureExtractor
-from prelude_proxy.core.lexicon import Lexicon
+from prelude_proxy.core.lexicon import Lexicon, scale
 from prelude_proxy.core.modelname import HABIT_FEATURES, UNKNOWN_HABIT, ModelHabit, normal_name
 from prelude_proxy.errors import ClientError, ConfigError
 from prelude_proxy.journal import read_journal
@@ -404,6 +403,6 @@ def _completed(parts: ModelParts, rows: TrainingSet, *, complete: bool) -> NDArr
     values = rows.values.copy()
     for index, terms in enumerate(rows.prompts):
         habit = parts.habits.get(normal_name(rows.models[index]), UNKNOWN_HABIT)
-        values[index, _LEXICON] = sum(parts.words.get(term, 0.0) for term in terms) / sqrt(len(terms) + 1)
+        values[index, _LEXICON] = sum(parts.words.get(term, 0.0) for term in terms) / scale(len(terms))
         values[index, _HABITS] = habit.values()
     return values
