@@ -9,7 +9,7 @@ thousand. A wrong belief costs one prefill that would have been due anyway. What
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -114,14 +114,7 @@ class Affinity:
 
     def num_known(self, ties: Ties) -> int:
         """Links at the start of its prompt's chain that some backend holds: whoever holds one holds those before it."""
-        low, high = 0, len(ties.prefix)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.holders_at(ties, middle):
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return _most(len(ties.prefix), lambda num_links: bool(self.holders_at(ties, num_links)))
 
     def holders_at(self, ties: Ties, num_links: int) -> list[BackendSlots]:
         """Backends that hold the first `num_links` links of its prompt's chain, as far as they are remembered."""
@@ -163,17 +156,14 @@ class Affinity:
 
     def _num_held(self, prefix: tuple[int, ...], backend: BackendSlots) -> int:
         """Links at the start of `prefix` that `backend` holds."""
-        now = self._clocks.get(backend, 0)
-        low, high = 0, len(prefix)
-        while low < high:
-            middle = (low + high) // 2
-            holders = self._links.get(prefix[middle])
+        now, oldest = self._clocks.get(backend, 0), self.policy.cache_tokens
+
+        def holds(num_links: int) -> bool:
+            holders = self._links.get(prefix[num_links - 1])
             clock = None if holders is None else holders.get(backend)
-            if clock is not None and now - clock <= self.policy.cache_tokens:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+            return clock is not None and now - clock <= oldest
+
+        return _most(len(prefix), holds)
 
     def _tokens(self, ties: Ties, prompt_tokens: int, num_links: int) -> int:
         return min(prompt_tokens, int(BLOCK_TOKENS[num_links - 1] * ties.density)) if num_links else 0
@@ -194,6 +184,18 @@ class Affinity:
                 del holders[next(iter(holders))]
         while len(links) > self._max_links:
             links.popitem(last=False)
+
+
+def _most(limit: int, is_held: Callable[[int], bool]) -> int:
+    """The most links, up to `limit`, that are held, where whoever holds some holds all before; by halving."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        if is_held(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _session_of(facts: RequestFacts, policy: AffinityPolicy) -> str:

@@ -50,7 +50,7 @@ def read_conversation(facts: RequestFacts) -> Conversation:
     elif facts.endpoint is Endpoint.RESPONSES:
         _read_responses(conversation, payload)
     else:
-        conversation.text = _prompt_of(payload)
+        conversation.text = prompt_of(payload)
         conversation.num_user = 1
     tools = payload.get("tools")
     if isinstance(tools, list) and tools:
@@ -68,7 +68,7 @@ def _read_responses(conversation: Conversation, payload: Mapping[str, Any]) -> N
     conversation.system = _text_of(payload.get("instructions")) or conversation.system
 
 
-def _prompt_of(payload: Mapping[str, Any]) -> str:
+def prompt_of(payload: Mapping[str, Any]) -> str:
     """The prompt of a completion, TGI or SGLang request; of a batch, the first."""
     for key in ("prompt", "inputs", "text", "input", "query"):
         given = payload.get(key)

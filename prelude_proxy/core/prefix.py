@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prelude_proxy.core.conversation import tool_name
+from prelude_proxy.core.conversation import prompt_of, tool_name
 from prelude_proxy.core.domain import GENERATING, RequestFacts
 from prelude_proxy.core.parse import iter_text
 
@@ -94,12 +94,7 @@ def _spoken(payload: Mapping[str, Any]) -> list[tuple[str, Any]]:
             else:
                 spoken.append(("user", message))
         return spoken
-    for key in ("prompt", "inputs", "text", "input"):
-        given = payload.get(key)
-        if given is not None:
-            spoken.append(("", given[0] if isinstance(given, list) and given else given))
-            break
-    return spoken
+    return [*spoken, ("", prompt_of(payload))]
 
 
 def _token_ids(payload: Mapping[str, Any]) -> tuple[Any, ...] | None:
