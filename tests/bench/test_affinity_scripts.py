@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
-BENCH = Path(__file__).parent.parent.parent / "bench"
-
-
-def run(script: str, *arguments: str) -> str:
-    """What a script printed; it must succeed."""
-    command = [sys.executable, str(BENCH / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+from ..scripts import run_bench
 
 
 def test_affinity_is_compared_on_a_trace(tmp_path):
@@ -23,7 +11,9 @@ def test_affinity_is_compared_on_a_trace(tmp_path):
             for turn in range(4) for each in range(6)]  # fmt: skip
     trace = tmp_path / "trace.csv"
     trace.write_text("t_s,input_tokens,output_tokens,prefix_block_ids_512\n" + "".join(rows))
-    printed = run("affinity", "--trace", str(trace), "--engines", "2", "--profile", "vllm-cpu-tiny", "--loads", "0.3")
+    printed = run_bench(
+        "affinity", "--trace", str(trace), "--engines", "2", "--profile", "vllm-cpu-tiny", "--loads", "0.3"
+    )
     for row in ("fcfs", "prelude, no affinity", "prelude, affinity 0.1"):
         assert row in printed
     # of turns of 1, 2, 3 and 4 blocks all but the last block were seen before
@@ -32,6 +22,6 @@ def test_affinity_is_compared_on_a_trace(tmp_path):
 
 def test_the_cost_of_affinity_is_measured():
     """Both tables, for two backends and more."""
-    printed = run("affinity-cost", "--tiny")
+    printed = run_bench("affinity-cost", "--tiny")
     assert "250,000 characters" in printed
     assert "tied, 40 links" in printed

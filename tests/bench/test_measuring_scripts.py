@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parent.parent.parent / "bench"
+from ..scripts import run_bench
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="they read CPU time from /proc")
 
 
 def run(script: str, *arguments: str, out: Path) -> tuple[str, object]:
     """What a script printed, and the JSON it wrote; it must succeed."""
-    command = [sys.executable, str(BENCH / script), "--tiny", "--json", str(out), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout, json.loads(out.read_text())
+    printed = run_bench(script, "--tiny", "--json", str(out), *arguments)
+    return printed, json.loads(out.read_text())
 
 
 def test_overhead_measures_the_proxy_beside_the_stub(tmp_path):

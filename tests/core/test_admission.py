@@ -9,12 +9,13 @@ import pytest
 from prelude_proxy.core.admission import Admission, Dispatch, DropReason, Expire, QueueBounds, Reject
 from prelude_proxy.core.catalog import Catalog
 from prelude_proxy.core.domain import ClassSpec, Order
-from prelude_proxy.core.health import Health, HealthPolicy
-from prelude_proxy.core.limits import BackendSlots, PoolSlots
+from prelude_proxy.core.limits import PoolSlots
 from prelude_proxy.core.outcome import Outcome
 from prelude_proxy.core.queues import Ticket
 from prelude_proxy.core.telemetry import Sample
 from prelude_proxy.core.window import Window
+
+from ..fleets import static_backend
 
 FAST, STANDARD, DEEP = 0, 1, 2
 
@@ -36,13 +37,7 @@ class Bench:
         self.catalog = Catalog([self.pool], models={}, aliases={})
         self.backends = []
         for index, size in enumerate(windows):
-            backend = BackendSlots(
-                index,
-                f"b{index}",
-                self.pool,
-                Window(initial=size, maximum=64, feed=1, static=size),
-                Health(HealthPolicy(), reachable=True),
-            )
+            backend = static_backend(self.pool, index, size)
             self.backends.append(backend)
             self.admission.add_backend(backend, self.now)
         self.catalog.reattach(self.pool)

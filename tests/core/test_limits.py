@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from prelude_proxy.core.domain import ClassSpec
-from prelude_proxy.core.health import Health, HealthPolicy
-from prelude_proxy.core.limits import BackendSlots, Permit, PoolSlots, Route
+from prelude_proxy.core.limits import Permit, PoolSlots, Route
 from prelude_proxy.core.queues import Ticket
 from prelude_proxy.core.window import Window
+
+from ..fleets import static_backend
 
 FAST, DEEP = 0, 1
 
@@ -30,10 +31,7 @@ class Bench:
         self.pool = PoolSlots("p", specs, beta=1.0)
         self.route = Route(self.pool, None)
         for index, size in enumerate(windows):
-            window = Window(initial=size, maximum=99, feed=1, static=size)
-            backend = BackendSlots(
-                index, f"b{index}", self.pool, window, Health(HealthPolicy(), reachable=True), **given
-            )
+            backend = static_backend(self.pool, index, size, **given)
             backend.available = True
             self.pool.backends.append(backend)
         self.route.attach(self.pool.backends)

@@ -10,21 +10,19 @@ from prelude_proxy.core import health
 from prelude_proxy.core.admission import Admission, Dispatch
 from prelude_proxy.core.domain import ClassSpec
 from prelude_proxy.core.health import Health, HealthPolicy
-from prelude_proxy.core.limits import BackendSlots, PoolSlots, Route
+from prelude_proxy.core.limits import PoolSlots, Route
 from prelude_proxy.core.outcome import Outcome
 from prelude_proxy.core.queues import Ticket
-from prelude_proxy.core.window import Window
+
+from ..fleets import static_backend
 
 
 def fleet(*reachable: bool) -> tuple[Admission, Route]:
     pool = PoolSlots("p", [ClassSpec("only", 0, reserve=0.0)])
     admission = Admission([pool], rng=random.Random(1))
     for index, is_up in enumerate(reachable):
-        window = Window(initial=1, maximum=1, feed=0, static=1)
-        admission.add_backend(
-            BackendSlots(index, f"b{index}", pool, window, Health(HealthPolicy(unhealthy_after=1), reachable=is_up)),
-            0.0,
-        )
+        backend = static_backend(pool, index, 1, health=HealthPolicy(unhealthy_after=1), reachable=is_up)
+        admission.add_backend(backend, 0.0)
     route = Route(pool, None)
     route.attach(pool.backends)
     return admission, route

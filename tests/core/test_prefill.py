@@ -10,12 +10,12 @@ import pytest
 from prelude_proxy.config import build_config
 from prelude_proxy.core.admission import Admission, Dispatch
 from prelude_proxy.core.domain import ClassSpec
-from prelude_proxy.core.health import Health, HealthPolicy
-from prelude_proxy.core.limits import BackendSlots, Permit, PoolSlots, Route
+from prelude_proxy.core.limits import Permit, PoolSlots, Route
 from prelude_proxy.core.outcome import Outcome
 from prelude_proxy.core.prefill import LEAST_BUDGET_TOKENS, PrefillSpeed
 from prelude_proxy.core.queues import Ticket
-from prelude_proxy.core.window import Window
+
+from ..fleets import static_backend
 
 FAST, STANDARD, DEEP = 0, 1, 2
 SPEED = 10_000.0
@@ -135,8 +135,7 @@ class Bench:
         self.admission = Admission([self.pool], rng=random.Random(1))
         self.backends = []
         for index, size in enumerate(windows):
-            window = Window(initial=size, maximum=64, feed=1, static=size)
-            backend = BackendSlots(index, f"b{index}", self.pool, window, Health(HealthPolicy(), reachable=True))
+            backend = static_backend(self.pool, index, size)
             self.admission.add_backend(backend, self.now)
             self.backends.append(backend)
         self.route = Route(self.pool, None)

@@ -9,11 +9,11 @@ import pytest
 from prelude_proxy.core.admission import Admission, Dispatch
 from prelude_proxy.core.affinity import Affinity, AffinityPolicy, Ties
 from prelude_proxy.core.domain import ClassSpec
-from prelude_proxy.core.health import Health, HealthPolicy
-from prelude_proxy.core.limits import BackendSlots, Permit, PoolSlots, Route
+from prelude_proxy.core.limits import Permit, PoolSlots, Route
 from prelude_proxy.core.outcome import Outcome
 from prelude_proxy.core.queues import Ticket
-from prelude_proxy.core.window import Window
+
+from ..fleets import static_backend
 
 
 class Fleet:
@@ -24,14 +24,7 @@ class Fleet:
         self.pool.affinity = Affinity(AffinityPolicy(**policy))
         self.admission = Admission([self.pool], rng=random.Random(1))
         for index in range(count):
-            slots = BackendSlots(
-                index,
-                f"b{index}",
-                self.pool,
-                Window(initial=window, maximum=window, feed=0, static=window),
-                Health(HealthPolicy(), reachable=True),
-            )
-            self.admission.add_backend(slots, 0.0)
+            self.admission.add_backend(static_backend(self.pool, index, window), 0.0)
         self.backends = self.pool.backends
         self.route = Route(self.pool, None)
         self.route.attach(self.backends)

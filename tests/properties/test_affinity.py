@@ -11,12 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from prelude_proxy.core.admission import Admission, Dispatch
 from prelude_proxy.core.affinity import Affinity, AffinityPolicy, Ties
 from prelude_proxy.core.domain import ClassSpec
-from prelude_proxy.core.health import Health, HealthPolicy
 from prelude_proxy.core.limits import BackendSlots, Permit, PoolSlots, Route
 from prelude_proxy.core.outcome import Outcome
 from prelude_proxy.core.prefix import BLOCK_TOKENS
 from prelude_proxy.core.queues import Ticket
-from prelude_proxy.core.window import Window
+
+from ..fleets import static_backend
 
 MAX_LINKS, MAX_SESSIONS = 12, 3
 EXTRA = 0.25
@@ -35,15 +35,8 @@ class AffinityMachine(RuleBasedStateMachine):
         self.pool.affinity = Affinity(policy, max_links=MAX_LINKS, max_sessions=MAX_SESSIONS)
         self.admission = Admission([self.pool], rng=random.Random(seed))
         for index, size in enumerate(windows):
-            slots = BackendSlots(
-                index,
-                f"b{index}",
-                self.pool,
-                Window(initial=size, maximum=size, feed=0, static=size),
-                Health(HealthPolicy(), reachable=True),
-                labels={"b": "1"} if index % 2 else {},
-            )
-            self.admission.add_backend(slots, 0.0)
+            labels = {"b": "1"} if index % 2 else {}
+            self.admission.add_backend(static_backend(self.pool, index, size, labels=labels), 0.0)
         self.route = Route(self.pool, None)
         self.route.attach(self.pool.backends)
 

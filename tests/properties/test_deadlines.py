@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from prelude_proxy.core.admission import Admission, Decision, Dispatch, DropReason
 from prelude_proxy.core.catalog import Catalog
 from prelude_proxy.core.domain import ClassSpec, Order
-from prelude_proxy.core.health import Health, HealthPolicy
-from prelude_proxy.core.limits import BackendSlots, PoolSlots
+from prelude_proxy.core.limits import PoolSlots
 from prelude_proxy.core.outcome import Outcome
 from prelude_proxy.core.queues import Ticket
-from prelude_proxy.core.window import Window
+
+from ..fleets import static_backend
 
 SLOTS = 8
 S_PER_TOKEN = 0.01
@@ -49,8 +49,7 @@ class Shop:
         spec = ClassSpec("only", 0, reserve=0.0, queue_size=10**6, queue_timeout_s=1e4, aging_s=1e4, order=order)
         pool = PoolSlots("p", [spec])
         self.admission = Admission([pool], rng=self.rng)
-        window = Window(initial=SLOTS, maximum=64, feed=1, static=SLOTS)
-        self.admission.add_backend(BackendSlots(0, "b", pool, window, Health(HealthPolicy(), reachable=True)), 0.0)
+        self.admission.add_backend(static_backend(pool, 0, SLOTS), 0.0)
         catalog = Catalog([pool], models={}, aliases={})
         catalog.reattach(pool)
         self.route = catalog.resolve("m")

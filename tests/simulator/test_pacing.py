@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 from prelude_proxy.bench.report import spread
 from prelude_proxy.bench.workload import WorkItem
 from prelude_proxy.engine.model import PROFILES
 from prelude_proxy.simulator import EngineSpec, Fleet, Simulation, simulate
 
-SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "compute-density"
+from ..scripts import run_bench
 
 
 def test_fast_requests_do_not_wait_for_a_train_of_long_prompts():
@@ -35,6 +32,4 @@ def test_fast_requests_do_not_wait_for_a_train_of_long_prompts():
 
 def test_the_measuring_script_runs():
     """`bench/compute-density` at its smallest, so that it cannot rot."""
-    done = subprocess.run([sys.executable, SCRIPT, "--tiny"], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "not paced" in done.stdout
+    assert "not paced" in run_bench("compute-density", "--tiny", timeout_s=120.0)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import orjson
 import pytest
 
+from ..scripts import run_bench
 from .synthetic import requests, write
-
-BENCH = Path(__file__).parent.parent.parent / "bench"
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +17,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--train", str(train), "--test", str(test)]
 
 
-def run(script: str, arguments: list[str]) -> str:
-    done = subprocess.run(
-        [sys.executable, str(BENCH / script), *arguments], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_every_source_is_left_out_once(files: list[str]) -> None:
     """Both are scored by models that have not seen them, static and online."""
-    reports = orjson.loads(run("leave-one-source-out", [*files, "--json"]))
+    reports = orjson.loads(run_bench("leave-one-source-out", *files, "--json", timeout_s=300.0))
     assert set(reports) == {"static", "online"}
     for report in reports.values():
         assert set(report["sources"]) == {"source0", "source1"}
@@ -41,7 +28,9 @@ def test_every_source_is_left_out_once(files: list[str]) -> None:
 
 def test_the_reference_knows_its_workload(files: list[str]) -> None:
     """Eight lines of figures: with and without the model's name, static and online, held out and tested."""
-    lines = [line for line in run("reference-pipeline", files).splitlines() if "reference" in line]
+    lines = [
+        line for line in run_bench("reference-pipeline", *files, timeout_s=300.0).splitlines() if "reference" in line
+    ]
     assert len(lines) == 8
     accuracy = {line.split("│")[1].strip(): float(line.split("│")[3]) for line in lines}
     assert accuracy["reference + model name, static, test.jsonl"] > 0.8
