@@ -85,8 +85,11 @@ def _as_text(record: Mapping[str, Any]) -> str:
 
 
 def _plain(value: object) -> str:
-    text = f"{value:.1f}" if isinstance(value, float) else str(value)
-    return text if text.isprintable() and not any(char in text for char in ' "=') else _dumps(text)
+    if isinstance(value, int | float):
+        return f"{value:.1f}" if isinstance(value, float) else str(value)
+    text = str(value)
+    is_odd = " " in text or '"' in text or "=" in text or not text.isprintable()
+    return _dumps(text) if is_odd else text
 
 
 def _dumps(value: object) -> str:

@@ -154,6 +154,7 @@ class Admission:
         if self._num_held:
             if (due := self._unseen.next_due()) is not None:
                 times.append(due)
+            times += [pool.staffing.next_measure for pool in self.pools if pool.keeps_slots]
             times += [at for backend in self._out if (at := backend.health.next_change(now)) is not None]
         return min(times) if times else None
 

@@ -304,9 +304,10 @@ class BackendSlots:
 
     def _kept_from(self, klass: int, num_above: int) -> int:
         """Slots that the automatic reserve really keeps free of `klass`, beside those that more urgent classes use."""
-        if self.window.limit is None:
+        limit = self.window.limit
+        if limit is None:
             return 0
-        kept = min(self.kept[klass], max(0, int(self.window.size * self._max_reserve) - num_above))
+        kept = min(self.kept[klass], max(0, int(limit * self._max_reserve) - num_above))
         return math.ceil(kept * self.pool.staffing.footprint[klass]) if self.window.is_kv_bound else kept
 
 
@@ -429,6 +430,11 @@ class PoolSlots:
         """Nothing has changed since the last `rebalance`."""
         self.feed_owned_from = len(self.classes)
         """The first class that must leave the feed to more urgent ones."""
+
+    @property
+    def keeps_slots(self) -> bool:
+        """Whether the automatic reserve keeps anything free now: it must be looked at again though nothing happens."""
+        return any(self._kept)
 
     def may_use(self, klass: int, backend: BackendSlots) -> bool:
         """Whether the labels of `backend` admit this class."""

@@ -189,7 +189,7 @@ def _read_sampling(facts: RequestFacts, payload: dict[str, Any]) -> None:
     facts.has_fixed_choices = bool(payload.get("guided_choice") or structured.get("choice"))
     shape = payload.get("response_format")
     facts.has_json_schema = (
-        (isinstance(shape, dict) and shape.get("type") in {"json_schema", "json_object", "structural_tag"})
+        (isinstance(shape, dict) and str(shape.get("type")) in {"json_schema", "json_object", "structural_tag"})
         or any(payload.get(key) for key in ("guided_json", "guided_regex", "guided_grammar"))
         or any(structured.get(key) for key in ("json", "regex", "grammar", "json_object"))
     )
@@ -204,7 +204,7 @@ def _reasoning_switch(payload: dict[str, Any]) -> bool | None:
             if isinstance(template.get(key), bool):
                 return bool(template[key])
     thinking = payload.get("thinking")
-    if isinstance(thinking, dict) and thinking.get("type") in {"enabled", "disabled", "adaptive"}:
+    if isinstance(thinking, dict) and str(thinking.get("type")) in {"enabled", "disabled", "adaptive"}:
         return bool(thinking["type"] != "disabled")
     effort = payload.get("reasoning_effort")
     nested = payload.get("reasoning")

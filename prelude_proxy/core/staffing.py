@@ -81,6 +81,11 @@ class Staffing:
         """A request held a slot in the name of this class for that long, and gave it back or grew out of the class."""
         self._stays[klass].add(stay_s, returned=returned)
 
+    @property
+    def next_measure(self) -> float:
+        """When it will next take stock, if asked."""
+        return self._measured_at + MEASURE_S
+
     def measure(self, now: float) -> bool:
         """Take stock, at most four times a second. Returns whether it did."""
         if now - self._measured_at < MEASURE_S:

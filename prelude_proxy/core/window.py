@@ -10,9 +10,10 @@ what the engine is *known to run at once*, and a little more:
 - *The limit is met* when two samples in a row show a queue (a request that arrives during a step waits for its end on
   an idle engine too): any at all as long as the limit is not known, one longer than `feed` later. The window becomes
   what the engine ran at most in the last second, plus `feed`. It does not matter whether batch slots or KV cache end.
-- *A known limit is refuted* when more than that have begun: it moves up by one, and at the second refutation it counts
-  as unknown again. So the feed slot is also the probe, and probing costs nothing. Refutation rests for 2 s after the
-  limit was met, doubling to 32 s while it keeps being met: the window swings no more often than that.
+- *A known limit is refuted* when more than that have begun: it moves up by one. The second sample that shows it makes
+  the limit unknown again; answers that have begun do not, for one may have ended in the engine and not yet here. So the
+  feed slot is also the probe, and probing costs nothing. Refutation rests for 2 s after the limit was met, doubling to
+  32 s while it keeps being met: the window swings no more often than that.
 - *On the way.* Requests that were sent and have not reached the batch, and answers that have ended there and not here,
   hold a slot of the window and none of the engine's. When the window is used up, tickets wait and the engine still
   runs less than its limit with nothing queued, two samples in a row, one more is let out for them; one less when the
@@ -107,6 +108,8 @@ class Window:
         usual = self._feed if self.limit is not None else 0
         self._num_queued = self._num_queued + 1 if sample.waiting > usual else 0
         is_cache_full = self._is_cache_full(sample)
+        if self._num_queued > 1 and not in_use:
+            return  # a queue of others' requests alone says nothing of what it would run of ours
         if self._num_queued > 1:
             self.is_kv_bound = is_cache_full
             self._meet(self._peak * ours, now)
@@ -122,7 +125,7 @@ class Window:
             return
         if has_telemetry:
             if not self.is_kv_bound:
-                self._prove(started, now)
+                self._prove(started, now, is_sample=False)
         else:
             self._feel(ttft_s, is_full=wanted and in_use >= self.size)
 
@@ -161,12 +164,12 @@ class Window:
         self._num_refuted = 0
         self._num_queued = 0
 
-    def _prove(self, running: int, now: float) -> None:
-        """The engine runs at least this many of ours."""
+    def _prove(self, running: int, now: float, *, is_sample: bool = True) -> None:
+        """The engine runs at least this many of ours; answers that have begun may overlap in transit."""
         if self.limit is None:
             self.size = max(self.size, min(self._max, running + max(1, self._feed, running // _GROWTH_DIVISOR)))
         elif running > self.limit:
-            self._num_refuted += 1
+            self._num_refuted += is_sample
             if self._num_refuted > 1 and now >= self._rests_until:
                 self.limit = None
                 self.feed = 0

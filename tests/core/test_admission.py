@@ -411,3 +411,25 @@ def test_expired_and_rejected_are_told_apart():
     assert bench.admission.offer(ticket, 0.0) == []
     (expired,) = bench.admission.tick(1.0)
     assert expired == Expire(ticket, DropReason.TTL_EXPIRED, expired.retry_after_s)
+
+
+def test_slots_kept_for_traffic_that_has_stopped_come_free_by_time_alone():
+    """Nothing arrives and nothing ends any more: the held deep request must not wait for an event."""
+    bench = Bench(4, specs={"fast": {"reserve": None}})
+    for index in range(200):
+        bench.now = index * 0.05
+        bench.offer(f"f{index}", expected_tokens=10)
+        if index > 1:
+            bench.release(f"f{index - 2}")
+    bench.release("f198")
+    bench.release("f199")
+    assert bench.offer("d0", DEEP) == ["d0→b0"]
+    bench.offer("d1", DEEP)
+    assert bench.offer("d2", DEEP) == [], "the reserve holds it back"
+    said, silent_s = [], 0.0
+    while not said:
+        due = bench.admission.next_deadline(bench.now)
+        silent_s += due - bench.now
+        said = bench.at(due)
+    assert said == ["d2→b0"]
+    assert silent_s < 5.0

@@ -113,6 +113,7 @@ def test_limits_take_the_tighter_name():
         ({"reasoning": {"effort": "low"}}, True),
         ({"thinking": {"type": "enabled", "budget_tokens": 100}}, True),
         ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": {"type": ["enabled"]}}, None),
     ],
 )
 def test_reasoning_switches_of_every_dialect(fields, expected):
@@ -124,6 +125,7 @@ def test_structure_is_seen():
     """Schema, fixed choices and prompt log-probabilities."""
     assert chat(response_format={"type": "json_schema"}).has_json_schema
     assert not chat(response_format={"type": "text"}).has_json_schema
+    assert not chat(response_format={"type": ["json_schema"]}).has_json_schema
     assert chat(guided_choice=["yes", "no"]).has_fixed_choices
     assert chat(structured_outputs={"choice": ["a"]}).has_fixed_choices
     assert chat(prompt_logprobs=0).wants_prompt_logprobs

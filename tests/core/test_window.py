@@ -127,6 +127,26 @@ def test_a_share_of_an_engine_is_all_that_counts_when_others_use_it():
     assert window.limit == 8
 
 
+def test_a_queue_of_others_alone_is_no_limit_of_ours():
+    """With nothing of ours in the engine its queue does not say what it would run of ours."""
+    window = make(initial=24)
+    for index in range(8):
+        window.observe(Sample(16, 32), in_use=0, wanted=False, now=index * 0.25)
+    assert (window.limit, window.size) == (None, 24)
+
+
+def test_answers_that_overlap_in_transit_do_not_make_a_limit_unknown():
+    """One has ended in the engine and not yet here while the next one begins: that may look like one more."""
+    engine = Engine(16, make())
+    for _ in range(12):
+        engine.tick()
+    for index in range(50):
+        engine.window.observe_first_token(
+            0.02, has_telemetry=True, in_use=17, started=17, wanted=True, now=engine.now + index
+        )
+    assert (engine.window.limit, engine.window.size) == (17, 18)
+
+
 def test_a_full_cache_is_a_limit_in_tokens():
     """Answers that begin prove nothing there (they may have been preempted since); what runs does."""
     window = make(initial=16)
