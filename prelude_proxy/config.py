@@ -298,7 +298,7 @@ class Admission(_Section):
     """Requests that may wait inside an engine so that it never idles between two steps."""
     reserve_beta: float = Field(1.0, ge=0)
     """Safety factor β of the automatic reserve ⌈a + β√a⌉, a the offered load in slots."""
-    max_reserve: float = Field(0.5, ge=0, lt=1)
+    max_reserve: float = Field(0.75, ge=0, lt=1)
     """Most of a window that all reserves together may keep free."""
     max_tenants: int = Field(1024, gt=0)
     """Tenants told apart; the rest share one line."""

@@ -210,7 +210,13 @@ class Admission:
 
     def observe(self, backend: BackendSlots, sample: Sample, now: float) -> list[Decision]:
         """A fresh telemetry sample of `backend`."""
-        backend.window.observe(sample, in_use=backend.num_in_use, wanted=self._is_wanted(backend), now=now)
+        backend.window.observe(
+            sample,
+            in_use=backend.num_in_use,
+            wanted=self._is_wanted(backend),
+            now=now,
+            kept=backend.num_kept_free() if backend.window.limit is None else 0,
+        )
         self._measure(backend.pool, now)
         self.refresh(backend, now)
         return self._dispatch_ready(now)
@@ -228,6 +234,7 @@ class Admission:
             started=backend.num_started,
             wanted=not has_telemetry and self._is_wanted(backend),
             now=now,
+            kept=backend.num_kept_free() if backend.window.limit is None else 0,
         )
         if backend.window.size == size and not may_open:
             return []

@@ -12,8 +12,6 @@ A slot is closed to a class when it is needed for a more urgent one, in three wa
 - the *feed*: slots beyond what the engine runs at once hold whoever is next inside the engine, where nobody can
   overtake; where urgent classes want half a slot an engine or more, it is theirs.
 
-An engine whose limit is not known yet is not held back by reserves: that would hide how much it can run.
-
 Beside slots, tokens: a class may have a ceiling of predicted tokens (prompt and answer), and the prompt tokens that one
 engine has to prefill are budgeted (`prefill.py`). Both close a backend to a class once they are *reached*, and never to
 a class that has none of them there. So the last request let in may go beyond, by itself at most, and a large one is
@@ -121,7 +119,7 @@ class BackendSlots:
         *,
         weight: float = 1.0,
         labels: Mapping[str, str] | None = None,
-        max_reserve: float = 0.5,
+        max_reserve: float = 0.75,
     ) -> None:
         self.index = index
         self.name = name
@@ -173,6 +171,12 @@ class BackendSlots:
             own, kept = max(0, following - kept), max(kept, following)
             reserves.append(self._reserves[c] or (len(permits) + own if own else 0))
         return reserves
+
+    def num_kept_free(self) -> int:
+        """Free slots that the automatic reserve keeps from the last class now."""
+        free = self.window.size - self.num_in_use
+        last = len(self.permits) - 1
+        return max(0, min(free, self._kept_from(last, self.num_in_use - len(self.permits[last]))))
 
     def prefill_budget(self, klass: int) -> float:
         """Pending prefill tokens at which a class is paced here, while more urgent work is; infinite: never."""
@@ -304,9 +308,7 @@ class BackendSlots:
 
     def _kept_from(self, klass: int, num_above: int) -> int:
         """Slots that the automatic reserve really keeps free of `klass`, beside those that more urgent classes use."""
-        limit = self.window.limit
-        if limit is None:
-            return 0
+        limit = self.window.size if self.window.limit is None else self.window.limit
         kept = min(self.kept[klass], max(0, int(limit * self._max_reserve) - num_above))
         return math.ceil(kept * self.pool.staffing.footprint[klass]) if self.window.is_kv_bound else kept
 

@@ -1,7 +1,8 @@
 """Tickets and the queue they wait in: fair between tenants, ordered inside a tenant, O(log n) in and out.
 
-Between tenants: deficit round robin (Shreedhar & Varghese 1995) on predicted work. The quantum is the largest cost
-seen, so that every visit serves at least one ticket and a decision is O(1) in the number of tenants (theorem 1).
+Between tenants: deficit round robin (Shreedhar & Varghese 1995) on predicted work. The quantum is an eighth of the
+largest cost seen: so a small ticket need not wait until every other tenant has had a large one, while no ticket costs
+more than eight visits to its tenant's line, whatever the number of tenants.
 Inside a tenant: a heap on (key, sequence). Cancelled tickets stay in the heaps as tombstones until they surface or make
 up half of it.
 """
@@ -98,6 +99,7 @@ def work_of(ticket: Ticket) -> int:
     return max(1, ticket.expected_tokens + int(ticket.prompt_tokens * _PREFILL_WEIGHT))
 
 
+_QUANTA = 8
 _LOOKED_AT = 64
 """Tickets, and tenants, that an estimate looks at."""
 
@@ -147,7 +149,7 @@ class FairQueue:
         line.num_held += 1
         line.work += work
         self._num_held += 1
-        self._quantum = max(self._quantum, float(work))
+        self._quantum = max(self._quantum, work / _QUANTA)
 
     def discard(self, ticket: Ticket) -> None:
         """Stop holding `ticket` (it was cancelled, expired or popped by age)."""

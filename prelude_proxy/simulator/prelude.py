@@ -41,7 +41,7 @@ class PreludeSettings:
     static_window: int | None = None
     feed: int = 1
     reserve_beta: float = 1.0
-    max_reserve: float = 0.5
+    max_reserve: float = 0.75
     bounds: QueueBounds = field(default_factory=QueueBounds)
     affinity: AffinityPolicy | None = field(default_factory=AffinityPolicy)
 

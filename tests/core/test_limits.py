@@ -153,11 +153,25 @@ def test_a_ceiling_is_a_count_or_a_share(ceiling, room):
 
 
 def test_an_unknown_limit_is_not_hidden_by_a_reserve():
-    """Until an engine's limit is met, nothing is kept free there."""
+    """Six slots are kept there too; they count as proof, so that ever more deep requests find what the engine runs."""
     bench = Bench(16)
     bench.traffic(FAST, rate=20.0, stay_s=0.2)
-    bench.pool.backends[0].window = Window(initial=16, maximum=99, feed=1)
-    assert bench.room(DEEP) == [16]
+    backend = bench.pool.backends[0]
+    window = backend.window = Window(initial=16, maximum=99, feed=1)
+    assert bench.room(DEEP) == [10]
+    while backend.compute_mask() >> DEEP & 1 and len(backend.permits[DEEP]) < 40:
+        bench.issue(DEEP)
+        window.observe_first_token(
+            0.1,
+            has_telemetry=True,
+            in_use=backend.num_in_use,
+            started=backend.num_in_use,
+            wanted=True,
+            now=0.0,
+            kept=backend.num_kept_free(),
+        )
+    assert len(backend.permits[DEEP]) == 40
+    assert window.size == 40 + 6 + 2, "a sixteenth above what is proven"
 
 
 def test_the_feed_belongs_to_urgent_classes_where_they_have_traffic():

@@ -46,6 +46,12 @@ def test_two_tenants_alternate_by_work():
     assert 0.75 <= heavy / light <= 1.35
 
 
+def test_a_small_ticket_does_not_wait_for_a_large_one_of_every_tenant():
+    """It came last and goes first: it needs fewer of the visits that all tenants get in turn."""
+    queue = make(*[ticket(i, f"tenant-{i}", 500) for i in range(8)], ticket(8, "small", 50))
+    assert queue.pop().tenant == "small"
+
+
 def test_weights_scale_the_share():
     """A tenant of weight 3 gets three times the work."""
     queue = make(
