@@ -72,6 +72,7 @@ class Poller:
         self._dispatcher = dispatcher
         self._catalog = catalog
         self._num_steady = 0
+        self._num_passed = 0
         self._seen_window: tuple[int, int | None] | None = None
 
     async def run(self) -> None:
@@ -80,7 +81,7 @@ class Poller:
             tasks.create_task(self._every(lambda: self._settings.health_interval_s, self.probe))
             tasks.create_task(self._every(lambda: self._settings.discovery_interval_s, self.discover))
             if has_telemetry(self._engine.kind):
-                tasks.create_task(self._every(self._scrape_interval_s, self.scrape))
+                tasks.create_task(self._every(lambda: self._settings.interval_s, self.scrape_if_due))
 
     async def probe(self) -> None:
         """One health probe."""
@@ -102,6 +103,19 @@ class Poller:
         elif was_reachable and not slots.health.reachable:
             log.warning("backend %s is down: %s", slots.name, reason)
             self._forget()
+
+    async def scrape_if_due(self) -> None:
+        """Scrape, or let this time pass: an engine makes its page with the CPU that serves, some 7 ms.
+
+        Once the window is steady, one time in four is enough. Not while an engine fills whose limit is not known: what
+        came first would have all of it before the next sample.
+        """
+        slots = self._engine.slots
+        is_filling = slots.window.limit is None and 2 * slots.num_in_use > slots.window.size
+        self._num_passed += 1
+        if self._num_steady < _STEADY_SAMPLES or is_filling or self._num_passed >= _STEADY_FACTOR:
+            self._num_passed = 0
+            await self.scrape()
 
     async def scrape(self) -> None:
         """One telemetry scrape; a failed one changes nothing: the window stays where it is."""
@@ -141,10 +155,6 @@ class Poller:
         slots = self._engine.slots
         if slots.pool.affinity is not None:
             slots.pool.affinity.forget(slots)
-
-    def _scrape_interval_s(self) -> float:
-        """An engine makes its page with the CPU that serves: some 7 ms. Once the window is steady, ask less often."""
-        return self._settings.interval_s * (_STEADY_FACTOR if self._num_steady >= _STEADY_SAMPLES else 1)
 
     def _window(self) -> tuple[int, int | None]:
         window = self._engine.slots.window

@@ -41,5 +41,22 @@ async def test_backends_are_not_looked_at_in_step(monkeypatch):
     assert all(0.95 <= pause_s <= 1.05 for each in pauses for pause_s in each[1:])
 
 
-async def nothing() -> None:
+@pytest.mark.parametrize(
+    ("limit", "num_in_use", "num_scrapes"),
+    [(None, 0, 10), (16, 16, 10), (None, 9, 40), (None, 8, 10)],
+    ids=["idle", "limit known", "filling up", "half empty"],
+)
+async def test_a_steady_window_is_looked_at_less_often(monkeypatch, limit, num_in_use, num_scrapes):
+    """One time in four, but every time while an engine fills whose limit is not known."""
+    slots = SimpleNamespace(num_in_use=num_in_use, window=SimpleNamespace(limit=limit, size=16))
+    poller = Poller(SimpleNamespace(slots=slots), None, SETTINGS, dispatcher=None, catalog=None)
+    poller._num_steady = 8
+    scrapes = []
+    monkeypatch.setattr(poller, "scrape", lambda: nothing(scrapes.append(1)))
+    for _ in range(40):
+        await poller.scrape_if_due()
+    assert len(scrapes) == num_scrapes
+
+
+async def nothing(_: object = None) -> None:
     """An action that is done at once."""

@@ -234,7 +234,6 @@ class Admission:
             started=backend.num_started,
             wanted=not has_telemetry and self._is_wanted(backend),
             now=now,
-            kept=backend.num_kept_free() if backend.window.limit is None else 0,
         )
         if backend.window.size == size and not may_open:
             return []

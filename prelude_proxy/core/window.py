@@ -6,8 +6,8 @@ what the engine is *known to run at once*, and a little more:
 - *Proof.* An answer that has begun is a request that runs. As many as have begun and not ended, run side by side;
   telemetry says the same every now and then. Every new proof moves the window up at once, with no need of a sample.
 - *The limit is not known*: the window is one or a sixteenth above the proof, so it grows by that a round trip, and no
-  more than that is in the engine's queue when the limit is met. Slots that a reserve keeps free count as proof, else it
-  would hide what the engine can run.
+  more than that is in the engine's queue when the limit is met. In samples slots that a reserve keeps free count as
+  proof, else it would hide what the engine can run; only there, for what is proven like that may be met at once.
 - *The limit is met* when two samples in a row show a queue (a request that arrives during a step waits for its end on
   an idle engine too): any at all as long as the limit is not known, one longer than `feed` later. The window becomes
   what the engine ran at most in the last second, plus `feed`. It does not matter whether batch slots or KV cache end.
@@ -104,8 +104,7 @@ class Window:
             in_use: permits out.
             wanted: tickets are held that would use a further slot.
             now: when.
-            kept: free slots that a reserve keeps from who would use them. Growth takes them for used, else a reserve
-                would hide how much the engine can run.
+            kept: free slots that a reserve keeps from who would use them.
         """
         if self.is_static or sample.running is None or sample.waiting is None:
             return
@@ -128,17 +127,14 @@ class Window:
         self._allow_for_the_way(sample, ours, is_full=wanted and in_use >= self.size)
 
     def observe_first_token(
-        self, ttft_s: float, *, has_telemetry: bool, in_use: int, started: int, wanted: bool, now: float, kept: int = 0
+        self, ttft_s: float, *, has_telemetry: bool, in_use: int, started: int, wanted: bool, now: float
     ) -> None:
-        """Learn from an answer that has begun `ttft_s` after dispatch.
-
-        `started`: answers under way, with this one; the others as for `observe`.
-        """
+        """Learn from an answer that has begun `ttft_s` after dispatch. `started`: answers under way, with this one."""
         if self.is_static:
             return
         if has_telemetry:
             if not self.is_kv_bound:
-                self._prove(started, now, kept=kept, is_sample=False)
+                self._prove(started, now, is_sample=False)
         else:
             self._feel(ttft_s, is_full=wanted and in_use >= self.size)
 
@@ -177,7 +173,7 @@ class Window:
         self._num_refuted = 0
         self._num_queued = 0
 
-    def _prove(self, running: int, now: float, *, kept: int, is_sample: bool = True) -> None:
+    def _prove(self, running: int, now: float, *, kept: int = 0, is_sample: bool = True) -> None:
         """The engine runs at least this many of ours; answers that have begun may overlap in transit."""
         if self.limit is None:
             base = running + kept

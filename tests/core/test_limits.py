@@ -7,6 +7,7 @@ import pytest
 from prelude_proxy.core.domain import ClassSpec
 from prelude_proxy.core.limits import Permit, PoolSlots, Route
 from prelude_proxy.core.queues import Ticket
+from prelude_proxy.core.telemetry import Sample
 from prelude_proxy.core.window import Window
 
 from ..fleets import static_backend
@@ -159,19 +160,12 @@ def test_an_unknown_limit_is_not_hidden_by_a_reserve():
     backend = bench.pool.backends[0]
     window = backend.window = Window(initial=16, maximum=99, feed=1)
     assert bench.room(DEEP) == [10]
-    while backend.compute_mask() >> DEEP & 1 and len(backend.permits[DEEP]) < 40:
-        bench.issue(DEEP)
-        window.observe_first_token(
-            0.1,
-            has_telemetry=True,
-            in_use=backend.num_in_use,
-            started=backend.num_in_use,
-            wanted=True,
-            now=0.0,
-            kept=backend.num_kept_free(),
-        )
-    assert len(backend.permits[DEEP]) == 40
-    assert window.size == 40 + 6 + 2, "a sixteenth above what is proven"
+    for index in range(200):
+        while backend.compute_mask() >> DEEP & 1:
+            bench.issue(DEEP)
+        in_use = backend.num_in_use
+        window.observe(Sample(in_use, 0), in_use=in_use, wanted=True, now=index / 4, kept=backend.num_kept_free())
+    assert (window.size, len(backend.permits[DEEP])) == (99, 93)
 
 
 def test_the_feed_belongs_to_urgent_classes_where_they_have_traffic():
