@@ -78,10 +78,10 @@ class Poller:
     async def run(self) -> None:
         """Probe, scrape and discover until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._every(lambda: self._settings.health_interval_s, self.probe))
-            tasks.create_task(self._every(lambda: self._settings.discovery_interval_s, self.discover))
+            tasks.create_task(self._every(self._settings.health_interval_s, self.probe))
+            tasks.create_task(self._every(self._settings.discovery_interval_s, self.discover))
             if has_telemetry(self._engine.kind):
-                tasks.create_task(self._every(lambda: self._settings.interval_s, self.scrape_if_due))
+                tasks.create_task(self._every(self._settings.interval_s, self.scrape_if_due))
 
     async def probe(self) -> None:
         """One health probe."""
@@ -182,7 +182,7 @@ class Poller:
             finally:
                 response.abort()
 
-    async def _every(self, interval_s: Callable[[], float], action: Callable[[], Any]) -> None:
+    async def _every(self, interval_s: float, action: Callable[[], Any]) -> None:
         """Run `action` now and then every interval, out of step with the other backends from the first pause on.
 
         Hundreds in step would keep the event loop, and with it every request, waiting for all their answers at once.
@@ -198,7 +198,7 @@ class Poller:
                 if not is_failing:
                     log.exception("watching backend %s", self._engine.slots.name)
                 is_failing = True
-            wanted = interval_s() * random.uniform(*stretch)
+            wanted = interval_s * random.uniform(*stretch)
             stretch = (0.95, 1.05)
             await asyncio.sleep(max(0.0, wanted - (self._dispatcher.now() - began)))
 

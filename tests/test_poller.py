@@ -34,7 +34,7 @@ async def test_backends_are_not_looked_at_in_step(monkeypatch):
         clock = SimpleNamespace(now=lambda: 0.0)
         poller = Poller(SimpleNamespace(), None, SETTINGS, dispatcher=clock, catalog=None)
         with pytest.raises(asyncio.CancelledError):
-            await poller._every(lambda: SETTINGS.interval_s, nothing)
+            await poller._every(SETTINGS.interval_s, nothing)
     first = sorted(each[0] for each in pauses)
     assert 0.5 <= first[0] < 0.6
     assert 1.4 < first[-1] <= 1.5

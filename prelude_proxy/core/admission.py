@@ -215,7 +215,7 @@ class Admission:
             in_use=backend.num_in_use,
             wanted=self._is_wanted(backend),
             now=now,
-            kept=backend.num_kept_free() if backend.window.limit is None else 0,
+            kept=backend.num_kept_free(),
         )
         self._measure(backend.pool, now)
         self.refresh(backend, now)

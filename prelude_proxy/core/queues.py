@@ -100,6 +100,7 @@ def work_of(ticket: Ticket) -> int:
 
 
 _QUANTA = 8
+"""Turns that a ticket of the largest cost needs."""
 _LOOKED_AT = 64
 """Tickets, and tenants, that an estimate looks at."""
 

@@ -104,7 +104,7 @@ class Window:
             in_use: permits out.
             wanted: tickets are held that would use a further slot.
             now: when.
-            kept: free slots that a reserve keeps from who would use them.
+            kept: free slots that a reserve keeps from who would use them; they count while the limit is not known.
         """
         if self.is_static or sample.running is None or sample.waiting is None:
             return
@@ -117,9 +117,9 @@ class Window:
         usual = self._feed if self.limit is not None else 0
         self._num_queued = self._num_queued + 1 if sample.waiting > usual else 0
         is_cache_full = self._is_cache_full(sample)
-        if self._num_queued > 1 and not in_use:
-            return  # a queue of others' requests alone says nothing of what it would run of ours
         if self._num_queued > 1:
+            if not in_use:
+                return  # a queue of others' requests alone says nothing of what it would run of ours
             self.is_kv_bound = is_cache_full
             self._meet(self._peak * ours, now)
         else:
@@ -185,7 +185,7 @@ class Window:
                 self.feed = 0
                 self.is_kv_bound = False
                 self._rest_s = _FIRST_REST_S if now > self._rests_until + self._rest_s else self._rest_s
-                self._prove(running, now, kept=kept)
+                self._prove(running, now)
             else:
                 self._set(running, feed=self._feed)
 
