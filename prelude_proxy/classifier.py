@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -237,8 +238,8 @@ def stratum_of(static: NDArray[np.float32]) -> int:
     return 2 if sum(values[_MIDDLE_BINS:]) >= 0.35 else 1
 
 
-_SHORT_BINS = EDGES.index(64) + 1
-_MIDDLE_BINS = EDGES.index(512) + 1
+_SHORT_BINS: Final = EDGES.index(64) + 1
+_MIDDLE_BINS: Final = EDGES.index(512) + 1
 
 
 def _holds(spec: ClassSpec, tokens: float) -> bool:

@@ -21,7 +21,7 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prelude_proxy.core.domain import Rng
 from prelude_proxy.core.lanes import Lane
@@ -35,8 +35,8 @@ from prelude_proxy.core.routing import LeastOccupied, RoutingPolicy
 if TYPE_CHECKING:
     from prelude_proxy.core.telemetry import Sample
 
-_REFUSED_SUSPEND_S = 0.1
-_CONNECT_SUSPEND_S = 0.5
+_REFUSED_SUSPEND_S: Final = 0.1
+_CONNECT_SUSPEND_S: Final = 0.5
 
 
 class DropReason(StrEnum):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prelude_proxy.core.domain import RequestFacts
 from prelude_proxy.core.prefix import BLOCK_TOKENS, CHARS_PER_TOKEN, prefix_of
@@ -19,9 +19,9 @@ from prelude_proxy.core.prefix import BLOCK_TOKENS, CHARS_PER_TOKEN, prefix_of
 if TYPE_CHECKING:
     from prelude_proxy.core.limits import BackendSlots
 
-_MAX_HOLDERS = 8
+_MAX_HOLDERS: Final = 8
 """Backends remembered a link: a prompt that more of them hold, the sample of the fleet finds as well."""
-_MAX_SESSION_CHARS = 200
+_MAX_SESSION_CHARS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)

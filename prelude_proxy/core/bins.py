@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import exp, log
 from operator import mul
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +16,18 @@ from prelude_proxy.core.domain import Forecast
 
 Probabilities = NDArray[np.float64]
 
-EDGES: tuple[float, ...] = (
+EDGES: Final[tuple[float, ...]] = (
     2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 32768,
 )  # fmt: skip
 """Largest token count of each bin. The last is as far as anything is predicted."""
-NUM_BINS = len(EDGES)
-_LN_EDGES = tuple(log(edge + 0.5) for edge in EDGES)
-LN_EDGES: Probabilities = np.array(_LN_EDGES)
+NUM_BINS: Final = len(EDGES)
+_LN_EDGES: Final = tuple(log(edge + 0.5) for edge in EDGES)
+LN_EDGES: Final[Probabilities] = np.array(_LN_EDGES)
 """Upper ends in ln(tokens): half a token above the edge, for counts are whole."""
-_LN_LOW = log(0.5)
-LN_MIDDLES: Probabilities = np.array([(a + b) / 2 for a, b in zip((_LN_LOW, *_LN_EDGES), _LN_EDGES, strict=False)])
+_LN_LOW: Final = log(0.5)
+LN_MIDDLES: Final[Probabilities] = np.array(
+    [(a + b) / 2 for a, b in zip((_LN_LOW, *_LN_EDGES), _LN_EDGES, strict=False)]
+)
 
 
 def bin_of(tokens: float) -> int:
@@ -82,9 +85,9 @@ def _cdf_at(probabilities: list[float], at: float) -> float:
     return below + max(0.0, (at - _LN_STARTS[index]) * _PER_WIDTH[index]) * probabilities[index]
 
 
-_LN_MIDDLES: list[float] = LN_MIDDLES.tolist()
-_LN_STARTS = (_LN_LOW, *_LN_EDGES[:-1])
-_PER_WIDTH = tuple(1.0 / (end - start) for start, end in zip(_LN_STARTS, _LN_EDGES, strict=True))
+_LN_MIDDLES: Final[list[float]] = LN_MIDDLES.tolist()
+_LN_STARTS: Final = (_LN_LOW, *_LN_EDGES[:-1])
+_PER_WIDTH: Final = tuple(1.0 / (end - start) for start, end in zip(_LN_STARTS, _LN_EDGES, strict=True))
 
 
 def forecast_of(probabilities: Sequence[float], mean: float) -> Forecast:

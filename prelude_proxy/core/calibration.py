@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, sqrt
+from typing import Final
 
-MEMORY = 5_000.0
-_GROWTH = 1.0 / (1.0 - 1.0 / MEMORY)
-_REBASE = 1e9
-_RELIABILITY_BINS = 10
-_FAST = 0.02
-_SLOW = 0.001
-DRIFT_ALARM = 4.0
+MEMORY: Final = 5_000.0
+_GROWTH: Final = 1.0 / (1.0 - 1.0 / MEMORY)
+_REBASE: Final = 1e9
+_RELIABILITY_BINS: Final = 10
+_FAST: Final = 0.02
+_SLOW: Final = 0.001
+DRIFT_ALARM: Final = 4.0
 """Drift signal from which on an operator should look."""
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from prelude_proxy.core.limits import BackendSlots, PoolSlots, Route
 from prelude_proxy.errors import ClientError
 
-ANY = "*"
-_NAMES_SHOWN = 20
+ANY: Final = "*"
+_NAMES_SHOWN: Final = 20
 
 
 class Catalog:

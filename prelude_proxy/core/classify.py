@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import log
+from typing import Final
 
 from prelude_proxy.core.domain import GENERATING, Classification, ClassSpec, Endpoint, Forecast, RequestFacts
 
-CLASS_HEADER = "x-prelude-class"
-ONESHOT = "oneshot"
-_ONESHOT_TOKENS = 1
-_PROMPT_LOGPROBS_TOKENS = 16
+CLASS_HEADER: Final = "x-prelude-class"
+ONESHOT: Final = "oneshot"
+_ONESHOT_TOKENS: Final = 1
+_PROMPT_LOGPROBS_TOKENS: Final = 16
 """A request for prompt log-probabilities that decodes no more than this is a prefill with a tail."""
 
 
@@ -38,7 +39,7 @@ class Cutoffs:
     """Probability of the shortest class from which on a request is not put into the deepest."""
 
 
-DEFAULT_CUTOFFS = Cutoffs()
+DEFAULT_CUTOFFS: Final = Cutoffs()
 
 
 def structural_class(facts: RequestFacts) -> str | None:
@@ -225,7 +226,7 @@ def _by_default(facts: RequestFacts, specs: dict[str, ClassSpec], default: str) 
     return ladder[_for_prompt(facts, ladder, start)].name
 
 
-_UNKNOWN_TOKENS = 256.0
+_UNKNOWN_TOKENS: Final = 256.0
 """Output tokens of an answer nobody forecast: about the middle of `standard`."""
 
 

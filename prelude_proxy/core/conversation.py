@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from zlib import crc32
 
 from prelude_proxy.core.domain import Endpoint, RequestFacts
 from prelude_proxy.core.parse import iter_text
 from prelude_proxy.core.text import Glimpse
 
-_MAX_TURNS = 32
+_MAX_TURNS: Final = 32
 """Messages at the end of a conversation whose roles and lengths are read."""
-_MAX_PARTS = 64
+_MAX_PARTS: Final = 64
 """Content parts of one message that are read."""
-_FINGERPRINT_CHARS = 180
+_FINGERPRINT_CHARS: Final = 180
 """Characters of a text that identify it; training rows keep at least as many of every message."""
 
 

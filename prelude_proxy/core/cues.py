@@ -12,30 +12,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prelude_proxy.core.bins import LN_EDGES
 
-_LARGE = frozenset(
+_LARGE: Final = frozenset(
     b"detailed detail depth comprehensive thorough thoroughly essay complete full entire every each sections design "
     b"report tests implementation analysis alternatives conclusion chapter tutorial guide architecture elaborate long "
     b"lemma lemmas economics history component components".split()
 )
-_MAKES = frozenset(
+_MAKES: Final = frozenset(
     b"write create compose generate draft design develop build make implement prove explain describe discuss compare "
     b"analyze analyse produce give plan".split()
 )
-_SMALL = frozenset(
+_SMALL: Final = frozenset(
     b"yes no synonym antonym translate spelled spelling positive negative sentiment capital true false opposite "
     b"abbreviation plural".split()
 )
-_MAX_ORDER_WORDS = 80
-_MAX_SMALL_WORDS = 16
+_MAX_ORDER_WORDS: Final = 80
+_MAX_SMALL_WORDS: Final = 16
 # unit → how many may be asked for, and what one is in tokens (English, common tokenizers)
-_UNITS = {1: (100_000, 1.35), 2: (12, 28.0), 3: (10, 95.0)}
-_MOST_TOKENS = 2000.0
+_UNITS: Final = {1: (100_000, 1.35), 2: (12, 28.0), 3: (10, 95.0)}
+_MOST_TOKENS: Final = 2000.0
 """Models asked for more rarely write more in one answer."""
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from prelude_proxy.core.domain import ClassSpec
 from prelude_proxy.errors import ClientError
 
-DEADLINE_HEADER = "x-prelude-deadline-ms"
-SLO_HEADER = "x-llm-d-slo-ttft-ms"
-NO_QUEUE_HEADER = "x-prelude-no-queue"
+DEADLINE_HEADER: Final = "x-prelude-deadline-ms"
+SLO_HEADER: Final = "x-llm-d-slo-ttft-ms"
+NO_QUEUE_HEADER: Final = "x-prelude-no-queue"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import orjson
 
 from prelude_proxy.core.domain import Dialect
 
-_ANTHROPIC_TYPES: Mapping[int, str] = {
+_ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -18,7 +19,7 @@ _ANTHROPIC_TYPES: Mapping[int, str] = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-_OPENAI_TYPES: Mapping[int, str] = {
+_OPENAI_TYPES: Final[Mapping[int, str]] = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -27,7 +28,7 @@ _OPENAI_TYPES: Mapping[int, str] = {
     503: "service_unavailable",
     504: "timeout_error",
 }
-_TGI_TYPES: Mapping[int, str] = {
+_TGI_TYPES: Final[Mapping[int, str]] = {
     429: "overloaded",
     502: "generation",
     503: "unavailable",

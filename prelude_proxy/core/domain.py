@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 
 class Rng(Protocol):
@@ -64,7 +64,9 @@ class Endpoint(StrEnum):
     """Any other path of a known engine: proxied, not understood."""
 
 
-GENERATING = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.GENERATE})
+GENERATING: Final = frozenset(
+    {Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.GENERATE}
+)
 """Endpoints that decode tokens; the others of the known ones answer in one step (class `oneshot`)."""
 
 

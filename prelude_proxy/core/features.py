@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import expm1, log1p
+from typing import Final
 
 import numpy as np
 
@@ -27,10 +28,10 @@ from prelude_proxy.core.modelname import (
 )
 from prelude_proxy.core.text import Glimpse, glimpse
 
-FEATURES_VERSION = 2
+FEATURES_VERSION: Final = 2
 
-_LEARNED = ("lexicon", *HABIT_FEATURES)
-_SHAPE = (
+_LEARNED: Final = ("lexicon", *HABIT_FEATURES)
+_SHAPE: Final = (
     "is_completion",
     "is_generate",
     "reasoning_switch",
@@ -49,7 +50,7 @@ _SHAPE = (
     "prompt_chars",
     "num_images",
 )
-_MARKED: Mapping[str, str] = {
+_MARKED: Final[Mapping[str, str]] = {
     "num_lines": "\n",
     "num_questions": "?",
     "num_colons": ":",
@@ -74,9 +75,9 @@ _MARKED: Mapping[str, str] = {
     "symbol_share": "s",
 }
 """Class marks of `core.text` that are counted: first as they are, then as a share of all bytes."""
-_COUNTED = np.frombuffer("".join(_MARKED.values()).encode(), dtype=np.uint8).astype(np.intp)
-_NUM_PLAIN = sum(name.startswith("num_") for name in _MARKED)
-_TEXT = (
+_COUNTED: Final = np.frombuffer("".join(_MARKED.values()).encode(), dtype=np.uint8).astype(np.intp)
+_NUM_PLAIN: Final = sum(name.startswith("num_") for name in _MARKED)
+_TEXT: Final = (
     "text_chars",
     "num_words",
     "mean_word_chars",
@@ -89,9 +90,9 @@ _TEXT = (
     "num_shots",
     *_MARKED,
 )
-_TASK = ("asked_count", "asked_unit")
+_TASK: Final = ("asked_count", "asked_unit")
 
-_TASK_WORDS: Mapping[str, str] = {
+_TASK_WORDS: Final[Mapping[str, str]] = {
     "code": "code function python javascript java class def return import sql html css script program algorithm api "
     "bash rust golang regex compile debug implement",
     "maths": "solve equation calculate sum integer prime triangle probability proof prove polynomial number total "
@@ -107,22 +108,22 @@ _TASK_WORDS: Mapping[str, str] = {
     "reason": "reasoning think step carefully because therefore logic puzzle assume suppose",
     "tool": "tool tools access search query input call schedule reminder weather current send order book",
 }
-_CATEGORY = {word.encode(): index for index, words in enumerate(_TASK_WORDS.values()) for word in words.split()}
-_UNITS: Mapping[bytes, int] = {
+_CATEGORY: Final = {word.encode(): index for index, words in enumerate(_TASK_WORDS.values()) for word in words.split()}
+_UNITS: Final[Mapping[bytes, int]] = {
     **dict.fromkeys((b"word", b"words"), 1),
     **dict.fromkeys((b"sentence", b"sentences", b"line", b"lines"), 2),
     **dict.fromkeys((b"paragraph", b"paragraphs"), 3),
     **dict.fromkeys((b"page", b"pages", b"chapter", b"chapters"), 4),
     **dict.fromkeys((b"ways", b"tips", b"steps", b"examples", b"reasons", b"ideas", b"questions", b"items"), 5),
 }
-_MARKED_WORDS = frozenset(_UNITS) | frozenset(_CATEGORY)
-_NUMERALS = {
+_MARKED_WORDS: Final = frozenset(_UNITS) | frozenset(_CATEGORY)
+_NUMERALS: Final = {
     word.encode(): value
     for value, word in enumerate(
         ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], 1
     )
 }
-_OPENERS = {
+_OPENERS: Final = {
     word.encode(): code
     for code, words in enumerate(
         (
@@ -145,11 +146,18 @@ _OPENERS = {
     )
     for word in words.split()
 }
-_ROLES: Mapping[str, float] = {"user": 0.0, "tool": 1.0, "function": 1.0, "assistant": 2.0}
-_ENDS: Mapping[str, float] = {"?": 1.0, ":": 2.0, ".": 3.0, "!": 4.0, "`": 5.0, "}": 6.0, "]": 6.0, ")": 7.0}
-_EFFORTS: Mapping[str, float] = {"none": 0.0, "minimal": 1.0, "low": 2.0, "medium": 3.0, "high": 4.0, "xhigh": 5.0}
+_ROLES: Final[Mapping[str, float]] = {"user": 0.0, "tool": 1.0, "function": 1.0, "assistant": 2.0}
+_ENDS: Final[Mapping[str, float]] = {"?": 1.0, ":": 2.0, ".": 3.0, "!": 4.0, "`": 5.0, "}": 6.0, "]": 6.0, ")": 7.0}
+_EFFORTS: Final[Mapping[str, float]] = {
+    "none": 0.0,
+    "minimal": 1.0,
+    "low": 2.0,
+    "medium": 3.0,
+    "high": 4.0,
+    "xhigh": 5.0,
+}
 
-FEATURES: tuple[str, ...] = (
+FEATURES: Final[tuple[str, ...]] = (
     *_LEARNED,
     *NAME_FEATURES,
     *_SHAPE,
@@ -160,7 +168,7 @@ FEATURES: tuple[str, ...] = (
 """Names of the numbers, in the order of the vector."""
 
 
-_HABIT_SUPPORT = FEATURES.index("habit_support")
+_HABIT_SUPPORT: Final = FEATURES.index("habit_support")
 
 
 @dataclass(slots=True)

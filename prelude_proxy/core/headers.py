@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
-HOP_BY_HOP = frozenset(
+HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -20,7 +21,7 @@ HOP_BY_HOP = frozenset(
 """RFC 9110 §7.6.1, and the old `proxy-connection`."""
 
 # set anew for each hop; `expect` was answered by us; identity so that a stream can be watched going by
-_REQUEST_OWN = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"accept-encoding"}
+_REQUEST_OWN: Final = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"accept-encoding"}
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
-_MAX_BACKOFF = 16
+_MAX_BACKOFF: Final = 16
 
 
 class BreakerState(StrEnum):

@@ -7,6 +7,7 @@ goes before them, over the work a second that the lane was given while something
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from prelude_proxy.core.domain import ClassSpec
 from prelude_proxy.core.limits import Route
@@ -14,15 +15,15 @@ from prelude_proxy.core.order import key_of
 from prelude_proxy.core.queues import FairQueue, Ticket, work_of
 from prelude_proxy.core.rates import DecayingFloor, DrainRate
 
-_CREDIBLE_SERVED = 4
+_CREDIBLE_SERVED: Final = 4
 """A rate is believed, to turn a request away by, when it comes of that many served."""
-_LONGEST_S = 60.0
+_LONGEST_S: Final = 60.0
 """Nobody is told to stay away for longer: common clients do not heed it then."""
-_LONGEST_DRAIN_S = 45.0
+_LONGEST_DRAIN_S: Final = 45.0
 """A longer one counts as this; what is left to `_LONGEST_S` is room to spread those who come back."""
 _UNKNOWN_S, _UNKNOWN_STEP_S = 5.0, 0.1
 """The first time told while no rate is known, and how much later each following one."""
-_RETURNS_SHARE = 0.5
+_RETURNS_SHARE: Final = 0.5
 """Of what the lane is served, how much those who come back may take; the rest is for those who come first."""
 
 

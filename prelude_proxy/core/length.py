@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
+from typing import Final
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from prelude_proxy.core.domain import RequestFacts
 from prelude_proxy.core.features import FEATURES, Extract, FeatureExtractor
 from prelude_proxy.core.trees import FlatForest, Vector, softmax
 
-_VECTOR = Struct(f"{len(FEATURES)}f")
+_VECTOR: Final = Struct(f"{len(FEATURES)}f")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum, auto
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 Subject = TypeVar("Subject")
 
-PATIENCE_S = 5.0
-MAX_PER_S = 200.0
-_MAX_WAITING = 65536
+PATIENCE_S: Final = 5.0
+MAX_PER_S: Final = 200.0
+_MAX_WAITING: Final = 65536
 
 
 class _State(Enum):

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 from math import sqrt
+from typing import Final
 
-EDGE_WORDS = 13
+EDGE_WORDS: Final = 13
 """Words at either end of a prompt that are read in pairs."""
 Pair = tuple[bytes, bytes]
 
@@ -50,7 +51,7 @@ class Lexicon:
         return total / scale(len(distinct) + max(len(ends) - 1, 0))
 
 
-_ZEROS = repeat(0.0)
+_ZEROS: Final = repeat(0.0)
 
 
 def scale(num_terms: int) -> float:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prelude_proxy.core.domain import ClassSpec, Rng
 from prelude_proxy.core.prefill import LEAST_BUDGET_TOKENS, LEAST_TOKENS, PrefillSpeed
@@ -515,9 +515,9 @@ class PoolSlots:
         return self.backends
 
 
-_TURNS = 4
-_FEED_SHARE = 0.5
-_OUTGROWN = 2
+_TURNS: Final = 4
+_FEED_SHARE: Final = 0.5
+_OUTGROWN: Final = 2
 """An answer that has passed the bound of its class is expected to be this many times as long as the bound."""
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import log1p
+from typing import Final
 
-NAME_FEATURES = ("name_size", "name_thinks", "name_small", "name_instruct", "name_code", "name_base")
+NAME_FEATURES: Final = ("name_size", "name_thinks", "name_small", "name_instruct", "name_code", "name_base")
 
-_SIZE = re.compile(r"(?<![a-z0-9.])(\d{1,4}(?:\.\d{1,2})?)b(?![a-z0-9])")
-_DATE = re.compile(r"[-@:](?:20\d\d-?\d\d-?\d\d|\d\d-\d\d-\d\d|\d{4})(?=$|[-:])")
-_NO_THINKING = re.compile(r"no-?think|non-?(?:thinking|reasoning)|instant")
-_THINKING = re.compile(
+_SIZE: Final = re.compile(r"(?<![a-z0-9.])(\d{1,4}(?:\.\d{1,2})?)b(?![a-z0-9])")
+_DATE: Final = re.compile(r"[-@:](?:20\d\d-?\d\d-?\d\d|\d\d-\d\d-\d\d|\d{4})(?=$|[-:])")
+_NO_THINKING: Final = re.compile(r"no-?think|non-?(?:thinking|reasoning)|instant")
+_THINKING: Final = re.compile(
     r"think|thk|reason|(?<![a-z0-9])(?:r1|r2|o1|o3|o4|z1|qwq|qvq)(?![a-z0-9])|gpt-oss|magistral|gpt-5"
 )
-_SMALL = re.compile(r"mini|nano|small|tiny|lite|flash|haiku|micro")
-_INSTRUCT = re.compile(r"instruct|chat|-it(?![a-z])|assistant|turbo")
-_CODE = re.compile(r"code|coder|starcoder|devstral")
-_BASE = re.compile(r"davinci|base|pretrain|finetun|verification")
-_MAX_NAME_CHARS = 120
+_SMALL: Final = re.compile(r"mini|nano|small|tiny|lite|flash|haiku|micro")
+_INSTRUCT: Final = re.compile(r"instruct|chat|-it(?![a-z])|assistant|turbo")
+_CODE: Final = re.compile(r"code|coder|starcoder|devstral")
+_BASE: Final = re.compile(r"davinci|base|pretrain|finetun|verification")
+_MAX_NAME_CHARS: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ class ModelHabit:
         return [self.level, self.excess, self.support, self.slope, self.spread]
 
 
-HABIT_FEATURES = ("habit_level", "habit_excess", "habit_support", "habit_slope", "habit_spread")
-UNKNOWN_HABIT = ModelHabit(-1.0, 0.0, 0.0, 0.0, 0.0)
+HABIT_FEATURES: Final = ("habit_level", "habit_excess", "habit_support", "habit_slope", "habit_spread")
+UNKNOWN_HABIT: Final = ModelHabit(-1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def normal_name(name: str) -> str:

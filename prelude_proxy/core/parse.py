@@ -7,14 +7,14 @@ caller's fault here; everything else is the engine's to judge. Never raises anyt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from prelude_proxy.core.domain import Dialect, Endpoint, RequestFacts
 from prelude_proxy.errors import ClientError
 
-ENDPOINTS: Mapping[str, Endpoint] = {
+ENDPOINTS: Final[Mapping[str, Endpoint]] = {
     "/v1/chat/completions": Endpoint.CHAT,
     "/v1/completions": Endpoint.COMPLETIONS,
     "/v1/responses": Endpoint.RESPONSES,
@@ -33,8 +33,8 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "/invocations": Endpoint.GENERATE,
 }
 
-_TGI_PATHS = frozenset({"/", "/generate", "/generate_stream", "/invocations"})
-_MAX_COUNT = 2**31 - 1
+_TGI_PATHS: Final = frozenset({"/", "/generate", "/generate_stream", "/invocations"})
+_MAX_COUNT: Final = 2**31 - 1
 
 
 def endpoint_of(path: str) -> Endpoint:
@@ -157,7 +157,7 @@ def _read_pooled(facts: RequestFacts, payload: dict[str, Any]) -> None:
         _read_chat(facts, payload)
 
 
-_READERS: Mapping[Endpoint, Callable[[RequestFacts, dict[str, Any]], None]] = {
+_READERS: Final[Mapping[Endpoint, Callable[[RequestFacts, dict[str, Any]], None]]] = {
     Endpoint.CHAT: _read_chat,
     Endpoint.MESSAGES: _read_chat,
     Endpoint.COMPLETIONS: _read_completion,

@@ -19,21 +19,21 @@ from __future__ import annotations
 
 import heapq
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from prelude_proxy.core.limits import Permit
 
-LEAST_BUDGET_TOKENS = 512
+LEAST_BUDGET_TOKENS: Final = 512
 """No budget is smaller: the shortest chunk that engines are usually run with."""
-LEAST_TOKENS = 256
+LEAST_TOKENS: Final = 256
 """A shorter prompt is prefilled in no more time than a step takes anyway, and says little."""
-_LEAST_PROMPTS = 5
-_KEPT_SHARE = 0.95
-_MOST_OFF = 4.0
-_LIKELY_TOKENS_PER_S = 1000.0
+_LEAST_PROMPTS: Final = 5
+_KEPT_SHARE: Final = 0.95
+_MOST_OFF: Final = 4.0
+_LIKELY_TOKENS_PER_S: Final = 1000.0
 """Of an engine that has not shown its speed: a slow one."""
-_SAFETY = 2.0
+_SAFETY: Final = 2.0
 
 
 class PrefillSpeed:

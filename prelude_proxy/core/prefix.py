@@ -9,16 +9,16 @@ that 64 links reach a quarter of a million characters and still tell within a si
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from prelude_proxy.core.conversation import prompt_of, tool_name
 from prelude_proxy.core.domain import GENERATING, RequestFacts
 from prelude_proxy.core.parse import iter_text
 
-CHARS_PER_TOKEN = 4
-_FIRST_BLOCK_CHARS = 1024
-_BLOCKS_OF_A_SIZE = 16
-_NUM_SIZES = 4
+CHARS_PER_TOKEN: Final = 4
+_FIRST_BLOCK_CHARS: Final = 1024
+_BLOCKS_OF_A_SIZE: Final = 16
+_NUM_SIZES: Final = 4
 
 
 def _ends() -> tuple[int, ...]:
@@ -31,9 +31,9 @@ def _ends() -> tuple[int, ...]:
     return tuple(ends)
 
 
-BLOCK_ENDS = _ends()
+BLOCK_ENDS: Final = _ends()
 """Characters that a chain of one link, two links, … covers."""
-BLOCK_TOKENS = tuple(end // CHARS_PER_TOKEN for end in BLOCK_ENDS)
+BLOCK_TOKENS: Final = tuple(end // CHARS_PER_TOKEN for end in BLOCK_ENDS)
 """The same in tokens of four characters."""
 
 

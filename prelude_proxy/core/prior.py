@@ -22,15 +22,16 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from math import exp, log, sqrt
 from operator import mul
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS, bin_of, mean_ln, shift, shifted_bin
 
-EXPERTS = ("reweighted", "corrected", "history")
-_SQUARES: list[float] = (LN_MIDDLES**2).tolist()
-_UNTRIED = (1 / len(EXPERTS),) * len(EXPERTS)
+EXPERTS: Final = ("reweighted", "corrected", "history")
+_SQUARES: Final[list[float]] = (LN_MIDDLES**2).tolist()
+_UNTRIED: Final = (1 / len(EXPERTS),) * len(EXPERTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,11 +334,11 @@ class OnlinePrior:
         return line
 
 
-_NEGLIGIBLE = 0.01
+_NEGLIGIBLE: Final = 0.01
 """Weight of an expert below which it is left out of a forecast. It goes on being judged, and may come back."""
-_MAX_SLOPE = 3.0
+_MAX_SLOPE: Final = 3.0
 """A tenant whose answers differ that much more than forecast is believed; beyond it is noise."""
-_SLOPE_VARIANCE = 0.3
+_SLOPE_VARIANCE: Final = 0.3
 """Variance of ln(tokens) forecasts against which a tenant's tilt is shrunk to 1."""
 
 
@@ -350,5 +351,5 @@ def _spread(where: int) -> list[float]:
     return counts
 
 
-_SPREAD_LISTS = [_spread(where) for where in range(NUM_BINS)]
-_SPREAD = np.array(_SPREAD_LISTS, dtype=np.float32)
+_SPREAD_LISTS: Final = [_spread(where) for where in range(NUM_BINS)]
+_SPREAD: Final = np.array(_SPREAD_LISTS, dtype=np.float32)

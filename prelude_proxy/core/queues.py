@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from prelude_proxy.core.affinity import Ties
@@ -91,7 +91,7 @@ class Ticket:
 
 # Decoding one token of one sequence costs a step its share of memory bandwidth; prefilling one prompt token costs about
 # a hundredth to a tenth of that on common engines (compute-bound, thousands a step). One tenth errs to the safe side.
-_PREFILL_WEIGHT = 0.1
+_PREFILL_WEIGHT: Final = 0.1
 
 
 def work_of(ticket: Ticket) -> int:
@@ -99,9 +99,9 @@ def work_of(ticket: Ticket) -> int:
     return max(1, ticket.expected_tokens + int(ticket.prompt_tokens * _PREFILL_WEIGHT))
 
 
-_QUANTA = 8
+_QUANTA: Final = 8
 """Turns that a ticket of the largest cost needs."""
-_LOOKED_AT = 64
+_LOOKED_AT: Final = 64
 """Tickets, and tenants, that an estimate looks at."""
 
 

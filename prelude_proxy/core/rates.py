@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 
 class DecayingRate:
@@ -28,8 +29,8 @@ class DecayingRate:
         return self._count * math.exp((self._at - now) / self._tau_s) if self._count else 0.0
 
 
-_LEAST_SPAN_S = 0.5
-_CREDIBLE_GAP = 3.0
+_LEAST_SPAN_S: Final = 0.5
+_CREDIBLE_GAP: Final = 3.0
 
 
 class ArrivalRate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from prelude_proxy.core.domain import Rng
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from prelude_proxy.core.limits import BackendSlots, OpenSet
     from prelude_proxy.core.queues import Ticket
 
-_LOOKED_AT = 8
-_PREFILL_TOKENS_A_SLOT = 256.0
+_LOOKED_AT: Final = 8
+_PREFILL_TOKENS_A_SLOT: Final = 256.0
 """Prompt tokens yet to be prefilled that slow a batch as much as one more answer in it."""
 
 

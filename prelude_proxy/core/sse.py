@@ -7,23 +7,24 @@ newline, so `\ndata:` is the start of an event and nothing else. Any split of th
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from prelude_proxy.core.domain import Dialect, Endpoint
 
-_MARK = b"\ndata:"
-_CARRY = len(_MARK) - 1
-_TAIL_BYTES = 2048
-_DONE = re.compile(rb"(?:\A|\n)data: ?\[DONE\]")
-_RESPONSE_END = re.compile(rb'(?:\nevent: ?|"type": ?")response\.(?:completed|incomplete|failed)\b')
-_RESPONSE_END_BYTES = 48
-_MESSAGE_END = re.compile(rb'(?:\A|\n)event: ?(?:message_stop|error)\b|"type": ?"message_stop"')
-_USAGE = re.compile(rb'"(?:completion_tokens|output_tokens|generated_tokens)"\s*:\s*(\d+)')
-_PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d+)')
+_MARK: Final = b"\ndata:"
+_CARRY: Final = len(_MARK) - 1
+_TAIL_BYTES: Final = 2048
+_DONE: Final = re.compile(rb"(?:\A|\n)data: ?\[DONE\]")
+_RESPONSE_END: Final = re.compile(rb'(?:\nevent: ?|"type": ?")response\.(?:completed|incomplete|failed)\b')
+_RESPONSE_END_BYTES: Final = 48
+_MESSAGE_END: Final = re.compile(rb'(?:\A|\n)event: ?(?:message_stop|error)\b|"type": ?"message_stop"')
+_USAGE: Final = re.compile(rb'"(?:completion_tokens|output_tokens|generated_tokens)"\s*:\s*(\d+)')
+_PROMPT: Final = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d+)')
 
-_TGI_END = re.compile(rb'"generated_text"\s*:\s*"|"error"\s*:')
+_TGI_END: Final = re.compile(rb'"generated_text"\s*:\s*"|"error"\s*:')
 
 # events of a stream that carry no token: role chunk and [DONE] for chat, [DONE] for completions, …
-_OVERHEAD = {
+_OVERHEAD: Final = {
     Endpoint.CHAT: 2,
     Endpoint.COMPLETIONS: 1,
     Endpoint.MESSAGES: 6,

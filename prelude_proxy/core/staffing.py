@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from prelude_proxy.core.domain import ClassSpec
 from prelude_proxy.core.rates import ArrivalRate, DecayingMean
 
-MEASURE_S = 0.25
-_LEAST_LOAD = 0.05
+MEASURE_S: Final = 0.25
+_LEAST_LOAD: Final = 0.05
 """Busy slots; less is no traffic worth keeping a slot for."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from prelude_proxy.core.domain import EngineKind
 
@@ -42,7 +43,7 @@ class _Names:
     generation_tokens: bytes | None = None
 
 
-_NAMES: Mapping[EngineKind, _Names] = {
+_NAMES: Final[Mapping[EngineKind, _Names]] = {
     EngineKind.VLLM: _Names(
         b"vllm:num_requests_running",
         b"vllm:num_requests_waiting",

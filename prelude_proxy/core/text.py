@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
-HEAD_CHARS = 1000
-TAIL_CHARS = 400
-MAX_WORDS = 400
+HEAD_CHARS: Final = 1000
+TAIL_CHARS: Final = 400
+MAX_WORDS: Final = 400
 """Words that are read: a window full of one-letter words is bounded too."""
 
 
@@ -50,9 +51,9 @@ def _word_table() -> bytes:
     return bytes(table)
 
 
-MARKS = _mark_table()
-WORDS = _word_table()
-_WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7af]")
+MARKS: Final = _mark_table()
+WORDS: Final = _word_table()
+_WIDE: Final = re.compile("[\u2e80-\u9fff\uac00-\ud7af]")
 
 
 @dataclass(slots=True)

@@ -34,19 +34,20 @@ What it does not know: which requests are long. Classes and reserves (`limits.py
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from prelude_proxy.core.telemetry import Sample
 
-_GROWTH_DIVISOR = 16
-_WAY_DIVISOR = 4
-_PEAK_S = 1.0
-_FIRST_REST_S = 2.0
-_LAST_REST_S = 32.0
-_KV_FULL = 0.95
-_TRUST_SHARE = 0.5
-_TTFT_TOLERANCE = 2.0
-_TTFT_FAST = 0.2
-_TTFT_SLOW = 0.01
+_GROWTH_DIVISOR: Final = 16
+_WAY_DIVISOR: Final = 4
+_PEAK_S: Final = 1.0
+_FIRST_REST_S: Final = 2.0
+_LAST_REST_S: Final = 32.0
+_KV_FULL: Final = 0.95
+_TRUST_SHARE: Final = 0.5
+_TTFT_TOLERANCE: Final = 2.0
+_TTFT_FAST: Final = 0.2
+_TTFT_SLOW: Final = 0.01
 
 
 class Window:
