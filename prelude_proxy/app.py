@@ -234,7 +234,7 @@ class App:
         settings = self.config.classifier
         if not settings.enabled:
             return None
-        classifier = Classifier(load_model(settings.model), self.classes)
+        classifier = Classifier(load_model(settings.model), self.classes, keeps_features=settings.journal is not None)
         if settings.shadow_model is not None:
             classifier.set_shadow(load_model(settings.shadow_model))
         return classifier

@@ -12,15 +12,14 @@ from math import exp, log
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
+from librt.vecs import vec
 
 from prelude_proxy.core.bins import EDGES, censored_mean, forecast_of
 from prelude_proxy.core.calibration import Calibration, CalibrationStatistics, log_error
 from prelude_proxy.core.classify import DEFAULT_CUTOFFS, Cutoffs, ladder_of, probability_above, rung_of, shares_of
 from prelude_proxy.core.domain import ClassSpec, Forecast, RequestFacts
 from prelude_proxy.core.features import Extract
-from prelude_proxy.core.length import LengthModel, ModelInfo
+from prelude_proxy.core.length import LengthModel, ModelInfo, packed
 from prelude_proxy.core.prior import Blend, OnlinePrior, PriorSettings
 from prelude_proxy.modelfile import load_model
 
@@ -32,7 +31,7 @@ class Observation:
     keys: tuple[int, ...]
     blend: Blend
     values: bytes
-    """The features, float32, for the journal."""
+    """The features, float32, for the journal; empty where there is none."""
     digest: int
     """Checksum of the prompt: rows of one prompt must stay on one side of a split."""
     path: str
@@ -83,6 +82,7 @@ class Classifier:
         classes: the configured classes, for the record of what was right.
         cutoffs: those that `core.classify.decide` is called with.
         settings: of the online prior.
+        keeps_features: whether observations carry their features, for a journal.
     """
 
     def __init__(
@@ -92,12 +92,14 @@ class Classifier:
         *,
         cutoffs: Cutoffs = DEFAULT_CUTOFFS,
         settings: PriorSettings | None = None,
+        keeps_features: bool = False,
     ) -> None:
         self._ladder = ladder_of(classes)
         self._cutoffs = cutoffs
         self._settings = settings or PriorSettings()
         self._live = _Scored(model, OnlinePrior(self._settings), [spec.name for spec in self._ladder])
         self._shadow: _Scored | None = None
+        self._keeps_features = keeps_features
         self._num_classified = 0
         self._num_disagreed = 0
 
@@ -110,16 +112,16 @@ class Classifier:
         """Forecast one answer (one choice, limits not applied: `decide` does that) before the payload is forgotten."""
         self._num_classified += 1
         live = self._live
-        extract, values, static = live.model.predict(facts)
+        extract, static = live.model.predict(facts)
         keys = keys_of(facts, extract, stratum_of(static))
         blend = live.prior.predict(keys, static)
         shadow = None
         if self._shadow is not None:
-            shadow = self._shadow.prior.predict(keys, self._shadow.model.predict(facts)[2])
+            shadow = self._shadow.prior.predict(keys, self._shadow.model.predict(facts)[1])
         observation = Observation(
             keys=keys,
             blend=blend,
-            values=values,
+            values=packed(extract.values) if self._keeps_features else b"",
             digest=extract.digest,
             path=facts.path,
             model=facts.model,
@@ -230,12 +232,11 @@ def keys_of(facts: RequestFacts, extract: Extract, stratum: int) -> tuple[int, .
     )
 
 
-def stratum_of(static: NDArray[np.float32]) -> int:
+def stratum_of(static: vec[float]) -> int:
     """Rough class by the model alone: 0 short, 1 middle, 2 long."""
-    values: list[float] = static.tolist()
-    if sum(values[:_SHORT_BINS]) >= 0.5:
+    if sum(static[:_SHORT_BINS]) >= 0.5:
         return 0
-    return 2 if sum(values[_MIDDLE_BINS:]) >= 0.35 else 1
+    return 2 if sum(static[_MIDDLE_BINS:]) >= 0.35 else 1
 
 
 _SHORT_BINS: Final = EDGES.index(64) + 1

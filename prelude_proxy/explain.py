@@ -160,5 +160,5 @@ def _pushed(path: Path, classifier: Classifier, facts: RequestFacts, top: int) -
         from prelude_proxy.training.explain import contributions  # noqa: PLC0415 - xgboost is optional
     except ImportError:
         return None
-    extract, _, probabilities = classifier.model.predict(facts)
-    return contributions(read_parts(path), extract.values, probabilities.astype(np.float64))[:top]
+    extract, probabilities = classifier.model.predict(facts)
+    return contributions(read_parts(path), extract.values, np.array(list(probabilities)))[:top]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 import subprocess
 import sys
 import zipfile
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 import orjson
 import pytest
 
-from prelude_proxy.classifier import Classifier, Observation
+from prelude_proxy.classifier import Classifier
 from prelude_proxy.core.classify import decide
 from prelude_proxy.core.domain import ClassSpec, RequestFacts
 from prelude_proxy.core.length import LengthModel
@@ -106,11 +104,10 @@ def test_an_answer_without_tokens_teaches_nothing(classifier: Classifier) -> Non
 def test_a_held_observation_is_small(classifier: Classifier) -> None:
     """All that a held request keeps of its classification."""
     _, observation = classifier.classify(ask("x" * 100_000))
-    assert len(pickle.dumps([getattr(observation, field.name) for field in fields(Observation)])) < 1536
     blend = observation.blend
-    parts = (observation.values, blend.static, blend.blended, observation.keys, *observation.keys)
-    owned = sum(map(sys.getsizeof, parts))
-    assert owned <= 2048
+    packed = sum(8 * len(each) + sys.getsizeof(each) for each in (blend.static, blend.blended))
+    boxed = (observation, observation.values, blend, observation.keys, *observation.keys)
+    assert packed + sum(map(sys.getsizeof, boxed)) <= 1024
 
 
 def test_a_shadow_is_scored_and_decides_nothing(model: LengthModel, tmp_path: Path) -> None:

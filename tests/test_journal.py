@@ -21,7 +21,7 @@ SECRET = "a very private question about a medical matter"
 def observation() -> Observation:
     body = {"model": "m", "messages": [{"role": "user", "content": SECRET}], "n": 2}
     facts = parse_request("/v1/chat/completions", orjson.dumps(body), {}, "tenant-name")
-    return Classifier(load_model(), [ClassSpec("all", 1)]).classify(facts)[1]
+    return Classifier(load_model(), [ClassSpec("all", 1)], keeps_features=True).classify(facts)[1]
 
 
 def write(settings: JournalSettings, observation: Observation, count: int) -> Journal:

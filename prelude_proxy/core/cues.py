@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import log
+from itertools import pairwise
+from math import exp, log
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
+from librt.vecs import vec
+from mypy_extensions import i64
 
-from prelude_proxy.core.bins import LN_EDGES
+from prelude_proxy.core.bins import LN_EDGES, NUM_BINS
 
 _LARGE: Final = frozenset(
     b"detailed detail depth comprehensive thorough thoroughly essay complete full entire every each sections design "
@@ -47,11 +48,12 @@ class Cue:
     tokens: float
     weight: float
 
-    def applied_to(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    def applied_to(self, probabilities: vec[float]) -> vec[float]:
         """The model's forecast mixed with a log-normal one about `tokens`."""
-        mixed: NDArray[np.float32] = probabilities * np.float32(1.0 - self.weight) + _bell(self.tokens) * np.float32(
-            self.weight
-        )
+        bell = _bell(self.tokens)
+        mixed = probabilities[:NUM_BINS]
+        for index in range(i64(NUM_BINS)):
+            mixed[index] += self.weight * (bell[index] - mixed[index])
         return mixed
 
 
@@ -87,9 +89,8 @@ def _rounded(tokens: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def _bell(tokens: float) -> NDArray[np.float32]:
+def _bell(tokens: float) -> vec[float]:
     """A log-normal distribution over the bins, σ = 0.6 (two thirds within a factor of 1.8)."""
-    below = 1.0 / (1.0 + np.exp(-1.702 * (LN_EDGES - log(tokens)) / 0.6))  # logistic for the normal CDF, within 0.01
-    below[-1] = 1.0
-    bell: NDArray[np.float32] = np.diff(below, prepend=0.0).astype(np.float32)
-    return bell
+    # the logistic for the normal CDF, within 0.01
+    below = [1.0 / (1.0 + exp(-1.702 * (edge - log(tokens)) / 0.6)) for edge in LN_EDGES[: NUM_BINS - 1]]
+    return vec[float]([high - low for low, high in pairwise([0.0, *below, 1.0])])

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-import numpy as np
+from librt.vecs import vec
 
 from prelude_proxy.core.domain import RequestFacts
 from prelude_proxy.core.features import FEATURES, Extract, FeatureExtractor
-from prelude_proxy.core.trees import FlatForest, Vector, softmax
+from prelude_proxy.core.trees import FlatForest, softmax
 
 _VECTOR: Final = Struct(f"{len(FEATURES)}f")
 
@@ -35,13 +35,17 @@ class LengthModel:
     extractor: FeatureExtractor
     forest: FlatForest
 
-    def predict(self, facts: RequestFacts) -> tuple[Extract, bytes, Vector]:
-        """Features, the same in float32 as the forest reads them, and the probability of each bin, of one choice."""
+    def predict(self, facts: RequestFacts) -> tuple[Extract, vec[float]]:
+        """Features, and the probability of each bin, of one choice."""
         extract = self.extractor.extract(facts)
-        packed = _VECTOR.pack(*extract.values)
-        probabilities = self.of_values(np.frombuffer(packed, dtype=np.float32))
-        return extract, packed, probabilities if extract.cue is None else extract.cue.applied_to(probabilities)
+        probabilities = self.of_values(extract.values)
+        return extract, probabilities if extract.cue is None else extract.cue.applied_to(probabilities)
 
-    def of_values(self, values: Vector) -> Vector:
+    def of_values(self, values: list[float]) -> vec[float]:
         """Probability of each bin for a feature vector."""
-        return softmax(self.forest.margins(values))
+        return softmax(self.forest.margins(vec[float](values)))
+
+
+def packed(values: list[float]) -> bytes:
+    """A feature vector in float32, as the forest compares it and the journal keeps it."""
+    return _VECTOR.pack(*values)

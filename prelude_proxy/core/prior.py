@@ -21,16 +21,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from math import exp, log, sqrt
-from operator import mul
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
+from librt.vecs import extend, vec
+from mypy_extensions import i64
 
-from prelude_proxy.core.bins import LN_MIDDLES, NUM_BINS, bin_of, mean_ln, shift, shifted_bin
+from prelude_proxy.core.bins import NUM_BINS, bin_of, mean_ln, shift, sigma_ln
 
 EXPERTS: Final = ("reweighted", "corrected", "history")
-_SQUARES: Final[list[float]] = (LN_MIDDLES**2).tolist()
 _UNTRIED: Final = (1 / len(EXPERTS),) * len(EXPERTS)
 
 
@@ -63,13 +61,13 @@ class PriorSettings:
 class Blend:
     """A forecast and what `OnlinePrior.learn` needs to learn from its outcome. Kept while a request is held: small."""
 
-    static: NDArray[np.float32]
+    static: vec[float]
     """Probability of each bin by the model alone."""
     mean: float
     """Expected ln(tokens) of the blend."""
     static_mean: float
     static_sigma: float
-    blended: list[float]
+    blended: vec[float]
     """Probability of each bin, all experts together."""
 
 
@@ -108,10 +106,10 @@ class _Line:
         self.slope = 1.0
         """The line itself, shrunk: corrected mean = intercept + slope · forecast mean."""
         self.stretch = 1.0
-        self.counts = [0.0] * NUM_BINS
-        self.forecasts = [0.0] * NUM_BINS
+        self.counts: vec[float] = vec[float]([0.0] * NUM_BINS)
+        self.forecasts: vec[float] = vec[float]([0.0] * NUM_BINS)
         """Answers per bin, and the sum of the model's forecasts for them."""
-        self.odds = [1.0] * NUM_BINS
+        self.odds: vec[float] = vec[float]([1.0] * NUM_BINS)
         """By how much each bin is more frequent than the model says."""
 
 
@@ -121,8 +119,9 @@ class OnlinePrior:
     def __init__(self, settings: PriorSettings | None = None) -> None:
         self._settings = settings or PriorSettings()
         self._rows: OrderedDict[int, int] = OrderedDict()
-        """Key to row, least recently learned first. A key's memory is one row of the three below."""
-        self._counts: NDArray[np.float32] = np.zeros((1024, NUM_BINS), dtype=np.float32)
+        """Key to row, least recently learned first. A key's memory is one row of the four below."""
+        self._counts: vec[float] = vec[float]([0.0] * (_FIRST_ROWS * NUM_BINS))
+        """Answers per bin, row after row."""
         self._weights: list[float] = []
         self._residuals: list[float] = []
         """Mean of what coarser keys left unexplained, in ln(tokens)."""
@@ -138,49 +137,42 @@ class OnlinePrior:
         """Weight of each expert over all tenants."""
         return dict(zip(EXPERTS, self._overall.trusted, strict=True))
 
-    def predict(self, keys: tuple[int, ...], static: NDArray[np.float32]) -> Blend:
+    def predict(self, keys: tuple[int, ...], static: vec[float]) -> Blend:
         """Blend the experts for a request under `keys` whose model forecast is `static`.
 
         The experts are linear in what they are made of, so their blend is put together directly; what each alone says
         is only worked out in `learn`, for the one bin that came true.
         """
-        values: list[float] = static.tolist()
-        mean = mean_ln(values)
-        sigma = sqrt(max(sum(map(mul, values, _SQUARES)) - mean * mean, 0.01))
+        mean = mean_ln(static)
+        sigma = sigma_ln(static, mean)
         line = self._lines.get(keys[0], self._overall)
         if line.weight == 0.0:
-            return Blend(static, mean, mean, sigma, values)
-        rows = [row for row in map(self._rows.get, keys) if row is not None]
+            return Blend(static, mean, mean, sigma, static)
+        rows = self._known(keys)
         corrected, history = self._trust(line)
-        blended = list(map(mul, values, line.odds))
-        share = (1.0 - corrected - history) / sum(blended)
+        blended = self._reweighted(line, static, 1.0 - corrected - history)
         if corrected > 0.0:
-            moved = shift(values, mean, self._corrected_mean(line, rows, mean), line.stretch)
-            blended = [share * a + corrected * b for a, b in zip(blended, moved, strict=True)]
-        else:
-            blended = [share * a for a in blended]
+            moved = shift(static, mean, self._corrected_mean(line, rows, mean), line.stretch)
+            _add(blended, corrected, moved)
         if history > 0.0:
             left, parts = self._nested(rows, history)
-            blended = [a + left * b for a, b in zip(blended, values, strict=True)]
-            if parts:
-                seen: list[float] = np.array(parts, dtype=np.float32).dot(self._counts.take(rows, axis=0)).tolist()
-                blended = [a + b for a, b in zip(blended, seen, strict=True)]
+            _add(blended, left, static)
+            self._add_counts(blended, rows, parts)
         return Blend(static, mean_ln(blended), mean, sigma, blended)
 
     def learn(self, keys: tuple[int, ...], blend: Blend, tokens: float) -> None:
         """The answer to a request predicted as `blend` took `tokens`."""
         actual = log(max(tokens, 1.0))
-        where = bin_of(tokens)
+        where: i64 = bin_of(tokens)
         line = self._line(keys[0])
-        static: list[float] = blend.static.tolist()
-        self._learn_losses(keys, line, blend, static, where)
+        self._learn_losses(keys, line, blend, where)
         remaining = actual - (line.intercept + line.slope * blend.static_mean)
         for each in (line, self._overall):
             self._learn_line(each, blend.static_mean, actual)
-            self._learn_odds(each, static, where)
+            self._learn_odds(each, blend.static, where)
         rows = [self._row(key) for key in keys]
-        self._count(rows, where)
         for row in rows:
+            self._count(row, where)
             remaining = self._learn_row(row, remaining)
         squared = min(remaining * remaining / (blend.static_sigma * blend.static_sigma), 16.0)
         for each in (line, self._overall):
@@ -197,8 +189,42 @@ class OnlinePrior:
         ]
         return corrected if corrected > _NEGLIGIBLE else 0.0, history if history > _NEGLIGIBLE else 0.0
 
+    def _known(self, keys: tuple[int, ...]) -> list[int]:
+        """Rows of the keys that have been seen before, coarse to fine."""
+        rows = []
+        for key in keys:
+            row = self._rows.get(key)
+            if row is not None:
+                rows.append(row)
+        return rows
+
+    def _reweighted(self, line: _Line, static: vec[float], weight: float) -> vec[float]:
+        """`static` with each bin by its odds, a total of `weight`."""
+        odds = line.odds
+        reweighted = static[:NUM_BINS]
+        total = 0.0
+        for index in range(i64(NUM_BINS)):
+            value = reweighted[index] * odds[index]
+            reweighted[index] = value
+            total += value
+        scale = weight / total
+        for index in range(i64(NUM_BINS)):
+            reweighted[index] *= scale
+        return reweighted
+
     def _corrected_mean(self, line: _Line, rows: list[int], mean: float) -> float:
-        return line.intercept + line.slope * mean + sum(map(self._offsets.__getitem__, rows))
+        corrected = line.intercept + line.slope * mean
+        for row in rows:
+            corrected += self._offsets[row]
+        return corrected
+
+    def _add_counts(self, blended: vec[float], rows: list[int], parts: list[float]) -> None:
+        """Add to each bin the answers counted in `rows`, each row's times its part."""
+        counts = self._counts
+        for row, part in zip(rows, parts, strict=True):
+            start = i64(row) * i64(NUM_BINS)
+            for index in range(i64(NUM_BINS)):
+                blended[index] += part * counts[start + index]
 
     def _share(self, weight: float) -> float:
         return weight / (weight + self._settings.shift_shrinkage)
@@ -219,18 +245,19 @@ class OnlinePrior:
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def _learn_losses(self, keys: tuple[int, ...], line: _Line, blend: Blend, static: list[float], where: int) -> None:
+    def _learn_losses(self, keys: tuple[int, ...], line: _Line, blend: Blend, where: i64) -> None:
         """How likely each expert, as it stands, finds what came."""
+        static = blend.static
         reweighted = corrected = history = static[where]
         if line.weight > 0.0:
-            rows = [row for row in map(self._rows.get, keys) if row is not None]
+            rows = self._known(keys)
             expected = self._corrected_mean(line, rows, blend.static_mean)
-            corrected = shifted_bin(static, blend.static_mean, expected, line.stretch, where)
-            reweighted = static[where] * line.odds[where] / sum(map(mul, static, line.odds))
+            corrected = shift(static, blend.static_mean, expected, line.stretch)[where]
+            reweighted = self._reweighted(line, static, 1.0)[where]
             left, parts = self._nested(rows, 1.0)
             history = static[where] * left
-            if parts:
-                history += sum(map(mul, parts, self._counts[:, where].take(rows).tolist()))
+            for row, part in zip(rows, parts, strict=True):
+                history += part * self._counts[i64(row) * i64(NUM_BINS) + where]
         losses = [-log(max(value, 1e-3)) for value in (reweighted, corrected, history)]
         for each in (line, self._overall):
             each.losses = [self._settings.forgetting * a + b for a, b in zip(each.losses, losses, strict=True)]
@@ -251,17 +278,18 @@ class OnlinePrior:
         line.var += rate * (dx * (forecast - line.mean_x) - line.var)
         line.cov += rate * (dx * (actual - line.mean_y) - line.cov)
 
-    def _learn_odds(self, line: _Line, static: list[float], where: int) -> None:
+    def _learn_odds(self, line: _Line, static: vec[float], where: i64) -> None:
         """How much more frequent each bin is than forecast, both smoothed by the average forecast."""
         keep = 1.0 - 1.0 / self._settings.max_weight
         smooth = self._settings.odds_shrinkage / line.weight
-        forecasts = [keep * a + b for a, b in zip(line.forecasts, static, strict=True)]
-        counts = [keep * a + b for a, b in zip(line.counts, _SPREAD_LISTS[where], strict=True)]
-        line.odds = [
-            (count + smooth * forecast + 1e-3) / (forecast + smooth * forecast + 1e-3)
-            for count, forecast in zip(counts, forecasts, strict=True)
-        ]
-        line.forecasts, line.counts = forecasts, counts
+        counts, forecasts, odds = line.counts, line.forecasts, line.odds
+        for index in range(i64(NUM_BINS)):
+            counts[index] *= keep
+            forecasts[index] = keep * forecasts[index] + static[index]
+        _add_answer(counts, 0, where)
+        for index in range(i64(NUM_BINS)):
+            likely = smooth * forecasts[index] + 1e-3
+            odds[index] = (counts[index] + likely) / (forecasts[index] + likely)
 
     def _refresh(self, line: _Line) -> None:
         """The line's shrunk slope, intercept and stretch, once per answer rather than once per forecast."""
@@ -283,20 +311,18 @@ class OnlinePrior:
         self._offsets[row] = self._residuals[row] * self._share(weight)
         return remaining - explained
 
-    def _count(self, rows: list[int], where: int) -> None:
-        """One more answer in bin `where` of all `rows`; those that are full forget as much as that."""
+    def _count(self, row: int, where: i64) -> None:
+        """One more answer in bin `where` of a row; one that is full forgets as much as that."""
         limit = self._settings.max_weight
-        weights = self._weights
-        keep = []
-        for row in rows:
-            is_full = weights[row] >= limit
-            keep.append((limit - 1.0) / limit if is_full else 1.0)
-            if not is_full:
-                weights[row] += 1.0
-        counts = self._counts.take(rows, axis=0)
-        counts *= np.array(keep, dtype=np.float32)[:, None]
-        counts += _SPREAD[where]
-        self._counts[rows] = counts
+        counts = self._counts
+        start = i64(row) * i64(NUM_BINS)
+        if self._weights[row] < limit:
+            self._weights[row] += 1.0
+        else:
+            keep = (limit - 1.0) / limit
+            for index in range(start, start + i64(NUM_BINS)):
+                counts[index] *= keep
+        _add_answer(counts, start, where)
 
     def _row(self, key: int) -> int:
         row = self._rows.get(key)
@@ -311,11 +337,13 @@ class OnlinePrior:
         if len(self._rows) >= self._settings.max_keys:
             _, row = self._rows.popitem(last=False)
             self._weights[row] = self._residuals[row] = self._offsets[row] = 0.0
-            self._counts[row] = 0.0
+            start = i64(row) * i64(NUM_BINS)
+            for index in range(start, start + i64(NUM_BINS)):
+                self._counts[index] = 0.0
             return row
         row = len(self._weights)
-        if row == len(self._counts):
-            self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
+        if row * NUM_BINS == len(self._counts):
+            self._counts = extend(self._counts, vec[float]([0.0] * (row * NUM_BINS)))
         self._weights.append(0.0)
         self._residuals.append(0.0)
         self._offsets.append(0.0)
@@ -334,6 +362,7 @@ class OnlinePrior:
         return line
 
 
+_FIRST_ROWS: Final = 1024
 _NEGLIGIBLE: Final = 0.01
 """Weight of an expert below which it is left out of a forecast. It goes on being judged, and may come back."""
 _MAX_SLOPE: Final = 3.0
@@ -342,14 +371,13 @@ _SLOPE_VARIANCE: Final = 0.3
 """Variance of ln(tokens) forecasts against which a tenant's tilt is shrunk to 1."""
 
 
-def _spread(where: int) -> list[float]:
-    """One answer in bin `where`, a part of it in the neighbours: lengths are not exact to a bin."""
-    counts = [0.0] * NUM_BINS
-    counts[where] += 0.6
-    counts[max(where - 1, 0)] += 0.2
-    counts[min(where + 1, NUM_BINS - 1)] += 0.2
-    return counts
+def _add(total: vec[float], weight: float, values: vec[float]) -> None:
+    for index in range(i64(NUM_BINS)):
+        total[index] += weight * values[index]
 
 
-_SPREAD_LISTS: Final = [_spread(where) for where in range(NUM_BINS)]
-_SPREAD: Final = np.array(_SPREAD_LISTS, dtype=np.float32)
+def _add_answer(counts: vec[float], start: i64, where: i64) -> None:
+    """One answer in bin `where` of the row at `start`, a part in the neighbours: no length is exact to a bin."""
+    counts[start + where] += 0.6
+    counts[start + max(where - 1, 0)] += 0.2
+    counts[start + min(where + 1, i64(NUM_BINS - 1))] += 0.2

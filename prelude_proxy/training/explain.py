@@ -16,7 +16,7 @@ import orjson
 import xgboost as xgb
 from numpy.typing import NDArray
 
-from prelude_proxy.core.bins import LN_MIDDLES, Probabilities
+from prelude_proxy.core.bins import LN_MIDDLES
 from prelude_proxy.core.features import FEATURES
 from prelude_proxy.modelfile import ModelParts
 
@@ -36,10 +36,11 @@ class Contribution:
         return float(np.exp(self.ln_tokens))
 
 
-def contributions(parts: ModelParts, values: list[float], probabilities: Probabilities) -> list[Contribution]:
+def contributions(parts: ModelParts, values: list[float], probabilities: NDArray[np.float64]) -> list[Contribution]:
     """Parts of all features that had any, largest first."""
-    mean = float(probabilities @ LN_MIDDLES)
-    weights = (probabilities * (LN_MIDDLES - mean)).astype(np.float32)
+    middles = np.array(list(LN_MIDDLES))
+    mean = float(probabilities @ middles)
+    weights = (probabilities * (middles - mean)).astype(np.float32)
     booster = _scalar_booster(parts, weights)
     shap = booster.predict(xgb.DMatrix(np.array([values], dtype=np.float32)), pred_contribs=True)[0, :-1]
     found = [

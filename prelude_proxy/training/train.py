@@ -380,7 +380,8 @@ def _from_journal(directory: Path) -> TrainingSet:
 def _scores(parts: ModelParts, rows: TrainingSet, *, complete: bool) -> tuple[Scores, float]:
     """Static scores of a model on prepared rows; `complete` ones have their learned columns already."""
     model = parts.build()
-    probabilities = np.array([model.of_values(values) for values in _completed(parts, rows, complete=complete)])
+    completed = _completed(parts, rows, complete=complete).tolist()
+    probabilities = np.array([list(model.of_values(values)) for values in completed])
     labels = label_of(rows.tokens)
     loss = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-6)).mean()
     fast, standard = EDGES.index(FAST_TOKENS) + 1, EDGES.index(STANDARD_TOKENS) + 1
@@ -394,7 +395,7 @@ def _scores(parts: ModelParts, rows: TrainingSet, *, complete: bool) -> tuple[Sc
     )
     above = np.stack([classes[:, 1:].sum(axis=1), classes[:, 2], np.zeros(len(classes))], axis=1)
     dispatched = np.array([rung_of(each, DEFAULT_CUTOFFS) for each in above.tolist()])
-    return score(classes, dispatched, np.exp(probabilities @ LN_MIDDLES), rows.tokens), float(loss)
+    return score(classes, dispatched, np.exp(probabilities @ np.array(list(LN_MIDDLES))), rows.tokens), float(loss)
 
 
 def _completed(parts: ModelParts, rows: TrainingSet, *, complete: bool) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from librt.vecs import vec
 
 from prelude_proxy.core.bins import (
     EDGES,
@@ -19,14 +20,13 @@ from prelude_proxy.core.bins import (
     forecast_of,
     mean_ln,
     shift,
-    shifted_bin,
 )
 
 
-def _peak(index: int) -> list[float]:
+def _peak(index: int) -> vec[float]:
     probabilities = np.full(NUM_BINS, 0.001)
     probabilities[index] += 1 - probabilities.sum()
-    return probabilities.tolist()
+    return vec[float](probabilities.tolist())
 
 
 @pytest.mark.parametrize(
@@ -62,22 +62,19 @@ def test_stretching_widens() -> None:
 def test_shifting_is_a_stretched_copy_of_the_distribution(
     weights: list[float], expected: float, stretch: float
 ) -> None:
-    """As interpolating the cumulated distribution says; one bin alone is the same as out of all."""
-    probabilities = [weight / sum(weights) for weight in weights]
+    """As interpolating the cumulated distribution says."""
+    probabilities = vec[float]([weight / sum(weights) for weight in weights])
     mean = mean_ln(probabilities)
-    knots = np.concatenate(([log(0.5)], LN_EDGES))
-    cdf = np.interp((knots - expected) / stretch + mean, knots, np.concatenate(([0.0], np.cumsum(probabilities))))
+    knots = np.array([log(0.5), *LN_EDGES])
+    cdf = np.interp((knots - expected) / stretch + mean, knots, np.concatenate(([0.0], np.cumsum(list(probabilities)))))
     cdf[0], cdf[-1] = 0.0, 1.0
-    moved = shift(probabilities, mean, expected, stretch)
-    assert np.allclose(moved, np.diff(cdf), atol=1e-9)
-    for where in range(NUM_BINS):
-        assert shifted_bin(probabilities, mean, expected, stretch, where) == pytest.approx(moved[where], abs=1e-9)
+    assert np.allclose(list(shift(probabilities, mean, expected, stretch)), np.diff(cdf), atol=1e-9)
 
 
 def test_a_forecast_is_ordered() -> None:
     """10 % quantile, expectation and 90 % quantile of a smooth shape."""
-    probabilities = np.exp(-0.5 * (LN_MIDDLES - 5.0) ** 2)
-    forecast = forecast_of((probabilities / probabilities.sum()).tolist(), 5.0)
+    probabilities = np.exp(-0.5 * (np.array(list(LN_MIDDLES)) - 5.0) ** 2)
+    forecast = forecast_of(vec[float]((probabilities / probabilities.sum()).tolist()), 5.0)
     assert forecast.quantile(0.1) < forecast.expected_tokens < forecast.quantile(0.9)
     assert forecast.cdf[-1] == 1.0
     assert list(forecast.cdf) == sorted(forecast.cdf)
@@ -86,6 +83,6 @@ def test_a_forecast_is_ordered() -> None:
 
 def test_a_cut_off_answer_counts_as_what_it_may_have_become() -> None:
     """The conditional mean is above the cut; beyond the grid it is the cut itself."""
-    probabilities = np.full(NUM_BINS, 1 / NUM_BINS)
-    assert censored_mean(probabilities, log(100)) > log(100)
-    assert censored_mean(np.array(_peak(3)) * (np.arange(NUM_BINS) < 5), log(5000)) == log(5000)
+    assert censored_mean(vec[float]([1 / NUM_BINS] * NUM_BINS), log(100)) > log(100)
+    short = vec[float]([value if index < 5 else 0.0 for index, value in enumerate(_peak(3))])
+    assert censored_mean(short, log(5000)) == log(5000)

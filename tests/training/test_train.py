@@ -83,7 +83,7 @@ def test_a_source_can_be_left_out(data: Path, tmp_path: Path) -> None:
 
 def test_a_journal_trains_a_model_for_its_traffic(tmp_path: Path) -> None:
     """From features alone, beside the shipped model that has not seen such answers."""
-    classifier = Classifier(load_model(), LADDER)
+    classifier = Classifier(load_model(), LADDER, keeps_features=True)
     journal = Journal(JournalSettings(tmp_path / "journal"))
     journal.start()
     for row in read_rows(write(tmp_path / "rows.jsonl", requests(500, seed=3))):
