@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from math import expm1, log1p
 from typing import Final
 
-import numpy as np
+from librt.vecs import vec
+from mypy_extensions import i32, i64
 
 from prelude_proxy.core.conversation import Conversation, digest, fingerprint, openings, read_conversation
 from prelude_proxy.core.cues import Cue, read_cue
@@ -75,7 +76,7 @@ _MARKED: Final[Mapping[str, str]] = {
     "symbol_share": "s",
 }
 """Class marks of `core.text` that are counted: first as they are, then as a share of all bytes."""
-_COUNTED: Final = np.frombuffer("".join(_MARKED.values()).encode(), dtype=np.uint8).astype(np.intp)
+_COUNTED: Final = "".join(_MARKED.values()).encode()
 _NUM_PLAIN: Final = sum(name.startswith("num_") for name in _MARKED)
 _TEXT: Final = (
     "text_chars",
@@ -259,8 +260,10 @@ def _of_shape(facts: RequestFacts, conversation: Conversation) -> list[float]:
 
 def _of_text(seen: Glimpse) -> list[float]:
     head, words = seen.head, seen.words
-    counts = np.bincount(np.frombuffer(seen.marks, dtype=np.uint8), minlength=128).take(_COUNTED).tolist()
+    counts = _tally(seen.marks)
+    plain = [float(counts[i64(mark)]) for mark in _COUNTED[:_NUM_PLAIN]]
     per_byte = 1.0 / (len(seen.marks) or 1)
+    shares = [float(counts[i64(mark)]) * per_byte for mark in _COUNTED[_NUM_PLAIN:]]
     num_words = len(words)
     end = (seen.tail or head).rstrip()
     last_break = end.rfind("\n")
@@ -276,9 +279,20 @@ def _of_text(seen: Glimpse) -> list[float]:
         _ENDS.get(end[-1:], 0.0),
         _OPENERS.get(words[0], 0) if words else -1.0,
         head.count("\n\n"),
-        *counts[:_NUM_PLAIN],
-        *[count * per_byte for count in counts[_NUM_PLAIN:]],
+        *plain,
+        *shares,
     ]
+
+
+def _tally(marks: bytes) -> vec[i32]:
+    """How often each class mark occurs."""
+    counts = vec[i32](_NO_COUNTS)
+    for index in range(i64(len(marks))):
+        counts[i64(marks[index])] += 1
+    return counts
+
+
+_NO_COUNTS: Final = vec[i32]([0] * 128)
 
 
 def _of_task(seen: Glimpse) -> list[float]:
