@@ -24,21 +24,32 @@ from prelude_proxy.core.prior import Blend, OnlinePrior, PriorSettings
 from prelude_proxy.modelfile import load_model
 
 
-@dataclass(slots=True)
 class Observation:
-    """What must be kept of a classified request to learn from its answer; under two kilobytes, no text."""
+    """What must be kept of a classified request to learn from its answer; under a kilobyte, no text."""
 
-    keys: tuple[int, ...]
-    blend: Blend
-    values: bytes
-    """The features, float32, for the journal; empty where there is none."""
-    digest: int
-    """Checksum of the prompt: rows of one prompt must stay on one side of a split."""
-    path: str
-    model: str | None
-    num_choices: int
-    max_tokens: int | None
-    shadow: Blend | None = None
+    __slots__ = ("blend", "digest", "keys", "max_tokens", "model", "num_choices", "path", "shadow", "values")
+
+    def __init__(
+        self,
+        facts: RequestFacts,
+        *,
+        keys: tuple[int, ...],
+        blend: Blend,
+        values: bytes,
+        digest: int,
+        shadow: Blend | None,
+    ) -> None:
+        self.keys = keys
+        self.blend = blend
+        self.values = values
+        """The features, float32, for the journal; empty where there is none."""
+        self.digest = digest
+        """Checksum of the prompt: rows of one prompt must stay on one side of a split."""
+        self.path = facts.path
+        self.model = facts.model
+        self.num_choices = facts.num_choices
+        self.max_tokens = facts.max_tokens
+        self.shadow = shadow
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +129,8 @@ class Classifier:
         shadow = None
         if self._shadow is not None:
             shadow = self._shadow.prior.predict(keys, self._shadow.model.predict(facts)[1])
-        observation = Observation(
-            keys=keys,
-            blend=blend,
-            values=packed(extract.values) if self._keeps_features else b"",
-            digest=extract.digest,
-            path=facts.path,
-            model=facts.model,
-            num_choices=facts.num_choices,
-            max_tokens=facts.max_tokens,
-            shadow=shadow,
-        )
+        values = packed(extract.values) if self._keeps_features else b""
+        observation = Observation(facts, keys=keys, blend=blend, values=values, digest=extract.digest, shadow=shadow)
         return forecast_of(blend.blended, blend.mean), observation
 
     def learn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from prelude_proxy.errors import ClientError
 
 _ID = re.compile(r"[\x21-\x7e]{1,200}")
 _NOBODY = ""
+_ids = random.Random(os.urandom(32))  # an identifier, not a secret
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
@@ -20,7 +22,7 @@ def request_id_of(headers: Mapping[str, str]) -> str:
     given = headers.get("x-request-id") or headers.get("x-correlation-id")
     if given and _ID.fullmatch(given):
         return given
-    return os.urandom(16).hex()
+    return f"{_ids.getrandbits(128):032x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Callers:
         self._trust = trust_class_header
         self._max_tenants = max_tenants
         self._lines: set[str] = set()
+        self._nameless = Caller(None, trust_class_header)
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """The caller behind these headers: by API key, `x-tenant-id`, `x-user-id`, else a hash of its key.
@@ -64,7 +67,7 @@ class Callers:
         name = headers.get("x-tenant-id") or headers.get("x-user-id")
         if not name and key:
             name = _fingerprint(key)
-        return Caller(_printable(name) if name else None, self._trust)
+        return Caller(_printable(name), self._trust) if name else self._nameless
 
     def line_of(self, tenant: str | None) -> str:
         """Name of the line this tenant waits in: its own, or the common one when there are too many."""

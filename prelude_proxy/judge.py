@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Final
 
 from prelude_proxy.classifier import Classifier, Observation
 from prelude_proxy.core.classify import decide
@@ -14,15 +14,17 @@ from prelude_proxy.errors import ClientError
 from prelude_proxy.journal import Journal
 
 
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """What was decided about a request before admission."""
 
-    classification: Classification
-    klass: int
-    """Index of the class, by priority."""
-    pool: str | None = None
-    """Pool a rule chose."""
+    __slots__ = ("classification", "klass", "pool")
+
+    def __init__(self, classification: Classification, klass: int, pool: str | None) -> None:
+        self.classification: Final = classification
+        self.klass: Final = klass
+        """Index of the class, by priority."""
+        self.pool: Final = pool
+        """Pool a rule chose."""
 
 
 class Judge:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import IO, Any
 
-import orjson
+from prelude_proxy.records import fields_as_text, one_line, timestamp
 
 _FLUSH_S = 0.2
 _MAX_BUFFERED = 10_000
@@ -21,14 +19,14 @@ Record = dict[str, Any]
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields: Record = {
-            "ts": _timestamp(record.created),
+            "ts": timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return _dumps(fields)
+        return one_line(fields)
 
 
 def configure_logging(level: str, form: str) -> None:
@@ -76,29 +74,8 @@ class AccessLog:
 
 
 def _as_json(record: Mapping[str, Any]) -> str:
-    return _dumps({**record, "ts": _timestamp(record["ts"])}) + "\n"
+    return one_line({**record, "ts": timestamp(record["ts"])}) + "\n"
 
 
 def _as_text(record: Mapping[str, Any]) -> str:
-    fields = " ".join(f"{key}={_plain(value)}" for key, value in record.items() if key != "ts" and value is not None)
-    return f"{_timestamp(record['ts'])} access {fields}\n"
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, int | float):
-        return f"{value:.1f}" if isinstance(value, float) else str(value)
-    text = str(value)
-    is_odd = " " in text or '"' in text or "=" in text or not text.isprintable()
-    return _dumps(text) if is_odd else text
-
-
-def _dumps(value: object) -> str:
-    """One line of JSON, whatever is in it: one odd record must not take the others with it."""
-    try:
-        return orjson.dumps(value, default=str).decode()
-    except TypeError:  # a text that is not valid Unicode
-        return json.dumps(value, default=str)
-
-
-def _timestamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{timestamp(record['ts'])} access {fields_as_text(record)}\n"

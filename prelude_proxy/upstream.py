@@ -85,7 +85,10 @@ class Response:
 
     def header(self, name: bytes) -> bytes | None:
         """First value of a header; `name` in lower case."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        for key, value in self.headers:
+            if key.lower() == name:
+                return value
+        return None
 
     async def read(self) -> bytes:
         """The next bytes of the body, as much as has arrived; empty at its end.

@@ -21,7 +21,7 @@ def sources(root: Path) -> list[Path]:
     """What is compiled, relative to the repository's `root`."""
     core = sorted((root / PACKAGE / "core").glob("*.py"))
     chosen = [path for path in core if path.name != "__init__.py"]
-    chosen += [root / PACKAGE / "classifier.py", root / PACKAGE / "judge.py"]
+    chosen += [root / PACKAGE / "classifier.py", root / PACKAGE / "judge.py", root / PACKAGE / "records.py"]
     return [path.relative_to(root) for path in chosen]
 
 

@@ -123,7 +123,7 @@ def test_a_shadow_is_scored_and_decides_nothing(model: LengthModel, tmp_path: Pa
         for each in (alone, shadowed):
             forecast, observation = each.classify(facts)
             each.learn(observation, 300)
-            forecasts.append(forecast)
+            forecasts.append((forecast.cdf, forecast.expected_tokens))
         assert forecasts[0] == forecasts[1]
     shadow = shadowed.statistics().shadow
     assert shadow is not None

@@ -33,7 +33,8 @@ def app_of(path: Path) -> App:
 
 
 def class_of(app: App) -> str:
-    facts = RequestFacts("/v1/embeddings", Endpoint.EMBEDDINGS, Dialect.OPENAI, model="m")
+    facts = RequestFacts("/v1/embeddings", Endpoint.EMBEDDINGS, Dialect.OPENAI)
+    facts.model = "m"
     return app.judge.judge(facts, 0.0)[0].classification.name
 
 

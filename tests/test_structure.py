@@ -13,7 +13,7 @@ PACKAGE = ROOT / "prelude_proxy"
 CORE_MAY_IMPORT = {
     "__future__", "bisect", "collections", "dataclasses", "enum", "fnmatch", "functools", "hashlib", "heapq",
     "itertools", "math", "operator", "re", "struct", "types", "typing", "unicodedata", "zlib", "array",
-    "numpy", "orjson", "prelude_proxy",
+    "librt", "mypy_extensions", "numpy", "orjson", "prelude_proxy",
 }  # fmt: skip
 
 

@@ -55,12 +55,14 @@ class DropReason(StrEnum):
         return (DropReason.TTL_EXPIRED if self is DropReason.UNMEETABLE else self).value
 
 
-@dataclass(frozen=True, slots=True)
 class Dispatch:
     """Send it now; the permit already holds a slot of its backend."""
 
-    ticket: Ticket
-    permit: Permit
+    __slots__ = ("permit", "ticket")
+
+    def __init__(self, ticket: Ticket, permit: Permit) -> None:
+        self.ticket: Final = ticket
+        self.permit: Final = permit
 
 
 @dataclass(frozen=True, slots=True)

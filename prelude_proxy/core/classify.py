@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from math import log
 from typing import Final
@@ -88,12 +88,8 @@ def whole_request(forecast: Forecast, facts: RequestFacts) -> Forecast:
             break
         edges.append(edge * count)
         cdf.append(below)
-    return replace(
-        forecast,
-        edges=(*edges, top * count),
-        cdf=(*cdf, 1.0),
-        expected_tokens=min(max(forecast.expected_tokens, low), top) * count,
-    )
+    expected = min(max(forecast.expected_tokens, low), top)
+    return Forecast((*edges, top * count), (*cdf, 1.0), expected * count)
 
 
 def class_probabilities(forecast: Forecast, classes: Sequence[ClassSpec]) -> dict[str, float]:

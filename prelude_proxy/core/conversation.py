@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 from zlib import crc32
 
@@ -19,7 +18,6 @@ _FINGERPRINT_CHARS: Final = 180
 """Characters of a text that identify it; training rows keep at least as many of every message."""
 
 
-@dataclass(slots=True)
 class Conversation:
     """A request's text, in the order the engine reads it."""
 

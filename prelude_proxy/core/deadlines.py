@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from prelude_proxy.core.domain import ClassSpec
@@ -22,16 +21,18 @@ SLO_HEADER: Final = "x-llm-d-slo-ttft-ms"
 NO_QUEUE_HEADER: Final = "x-prelude-no-queue"
 
 
-@dataclass(frozen=True, slots=True)
 class Patience:
     """What a ticket says of time; seconds of the clock that its arrival was taken from."""
 
-    deadline: float
-    """Held until then at most."""
-    due: float = math.inf
-    """When the first token is wanted."""
-    sheds: bool = False
-    """Whether a later one is of no use."""
+    __slots__ = ("deadline", "due", "sheds")
+
+    def __init__(self, deadline: float, due: float = math.inf, *, sheds: bool = False) -> None:
+        self.deadline: Final = deadline
+        """Held until then at most."""
+        self.due: Final = due
+        """When the first token is wanted."""
+        self.sheds: Final = sheds
+        """Whether a later one is of no use."""
 
 
 def patience_of(spec: ClassSpec, headers: Mapping[str, str], arrival: float, now: float) -> Patience:
@@ -52,7 +53,7 @@ def patience_of(spec: ClassSpec, headers: Mapping[str, str], arrival: float, now
     if wanted_ms is None:
         return Patience(latest)
     due = arrival + wanted_ms / 1e3
-    return Patience(min(latest, due) if spec.shed else latest, due, spec.shed)
+    return Patience(min(latest, due) if spec.shed else latest, due, sheds=spec.shed)
 
 
 def _milliseconds(headers: Mapping[str, str], name: str) -> float | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
@@ -70,7 +70,6 @@ GENERATING: Final = frozenset(
 """Endpoints that decode tokens; the others of the known ones answer in one step (class `oneshot`)."""
 
 
-@dataclass(slots=True)
 class RequestFacts:
     """What is known of one request after parsing, before any decision.
 
@@ -78,9 +77,6 @@ class RequestFacts:
     request may be held, so that a held request costs its body and little else.
     """
 
-    path: str
-    endpoint: Endpoint
-    dialect: Dialect
     model: str | None = None
     stream: bool = False
     max_tokens: int | None = None
@@ -100,12 +96,26 @@ class RequestFacts:
     wants_prompt_logprobs: bool = False
     reasoning: bool | None = None
     """The reasoning switch: True on, False off, None not said."""
-    tenant: str | None = None
     may_raise_class: bool = False
     """Whether `x-prelude-class` of this caller may also raise its class."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """Lower-case names. Only what rules and features may look at; never forwarded from here."""
-    payload: Mapping[str, Any] | None = None
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Endpoint,
+        dialect: Dialect,
+        *,
+        tenant: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        payload: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = path
+        self.endpoint = endpoint
+        self.dialect = dialect
+        self.tenant = tenant
+        self.headers: Mapping[str, str] = {} if headers is None else headers
+        """Lower-case names. Only what rules and features may look at; never forwarded from here."""
+        self.payload = payload
 
     def forget_payload(self) -> None:
         """Drop the decoded body once features and rules have seen it."""
@@ -152,17 +162,19 @@ class ClassSpec:
     """Whether the classifier may choose it (False: only structure, rules and headers do, as for `oneshot`)."""
 
 
-@dataclass(frozen=True, slots=True)
 class Forecast:
     """Predicted distribution of output tokens of a whole request (all choices): a piecewise-linear CDF in ln(tokens).
 
     `edges` are ascending token counts, `cdf[i]` = P(tokens ≤ edges[i]); the last is 1.
     """
 
-    edges: tuple[float, ...]
-    cdf: tuple[float, ...]
-    expected_tokens: float
-    """The point forecast used for load accounting and order: exp(E[ln tokens]), near the median."""
+    __slots__ = ("cdf", "edges", "expected_tokens")
+
+    def __init__(self, edges: tuple[float, ...], cdf: tuple[float, ...], expected_tokens: float) -> None:
+        self.edges: Final = edges
+        self.cdf: Final = cdf
+        self.expected_tokens: Final = expected_tokens
+        """The point forecast used for load accounting and order: exp(E[ln tokens]), near the median."""
 
     def quantile(self, share: float) -> float:
         """Tokens below which `share` of the distribution lies, interpolated in ln(tokens)."""
@@ -175,14 +187,23 @@ class Forecast:
         return low * float((high / low) ** part)
 
 
-@dataclass(frozen=True, slots=True)
 class Classification:
     """Which class a request goes to, and why."""
 
-    name: str
-    reason: str
-    """`rule:<name>`, `structure`, `header`, `model`, `default`."""
-    expected_tokens: float
-    """Output tokens the scheduler accounts for; from the forecast, else from the class bound and `max_tokens`."""
-    confidence: float = 1.0
-    forecast: Forecast | None = None
+    __slots__ = ("confidence", "expected_tokens", "forecast", "name", "reason")
+
+    def __init__(
+        self,
+        name: str,
+        reason: str,
+        expected_tokens: float,
+        confidence: float = 1.0,
+        forecast: Forecast | None = None,
+    ) -> None:
+        self.name: Final = name
+        self.reason: Final = reason
+        """`rule:<name>`, `structure`, `header`, `model`, `default`."""
+        self.expected_tokens: Final = expected_tokens
+        """Output tokens the scheduler accounts for; from the forecast, else from the class bound and `max_tokens`."""
+        self.confidence: Final = confidence
+        self.forecast: Final = forecast

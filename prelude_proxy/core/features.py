@@ -8,7 +8,6 @@ refused for any other. Sampling parameters are not among them: in public data th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import expm1, log1p
 from typing import Final
 
@@ -172,17 +171,21 @@ FEATURES: Final[tuple[str, ...]] = (
 _HABIT_SUPPORT: Final = FEATURES.index("habit_support")
 
 
-@dataclass(slots=True)
 class Extract:
     """What one request looks like to the model, and the keys under which the prior remembers it."""
 
-    values: list[float]
-    fingerprint: int
-    opening: int
-    template: int
-    digest: int
-    cue: Cue | None = None
-    """What the prompt says outright; no number for the trees."""
+    __slots__ = ("cue", "digest", "fingerprint", "opening", "template", "values")
+
+    def __init__(
+        self, values: list[float], *, fingerprint: int, opening: int, template: int, digest: int, cue: Cue | None
+    ) -> None:
+        self.values = values
+        self.fingerprint = fingerprint
+        self.opening = opening
+        self.template = template
+        self.digest = digest
+        self.cue = cue
+        """What the prompt says outright; no number for the trees."""
 
 
 class FeatureExtractor:
@@ -214,7 +217,15 @@ class FeatureExtractor:
         cue = read_cue(
             seen.words, seen.distinct, asked=(expm1(task[0]), task[1]), is_known_model=values[_HABIT_SUPPORT] > 0.0
         )
-        return Extract(values, fingerprint(conversation), *openings(seen.words), digest(seen), cue)
+        opening, template = openings(seen.words)
+        return Extract(
+            values,
+            fingerprint=fingerprint(conversation),
+            opening=opening,
+            template=template,
+            digest=digest(seen),
+            cue=cue,
+        )
 
     def terms(self, facts: RequestFacts) -> list[bytes]:
         """What the lexicon reads, for training it."""

@@ -30,7 +30,7 @@ _RETURNS_SHARE: Final = 0.5
 class Lane:
     """The held tickets of one class on one route."""
 
-    __slots__ = ("_booked_until", "aging_s", "drain", "first_token_s", "klass", "queue", "route")
+    __slots__ = ("_booked_from", "_booked_until", "aging_s", "drain", "first_token_s", "klass", "queue", "route")
 
     def __init__(self, route: Route, klass: int, spec: ClassSpec, tenant_weights: dict[str, float]) -> None:
         self.route = route
@@ -40,6 +40,7 @@ class Lane:
         self.drain = DrainRate()
         self.first_token_s = DecayingFloor()
         """From dispatch to first token, of the fastest lately."""
+        self._booked_from = math.inf
         self._booked_until = -math.inf
 
     def held_until(self, ticket: Ticket) -> float:
@@ -69,7 +70,10 @@ class Lane:
             patience_s = max(0.0, self.held_until(ticket) - ticket.arrival) if ticket.sheds else 0.0
             wait_s = min(self.queue.work_ahead(ticket, now) / rate - patience_s, _LONGEST_DRAIN_S)
             step_s = work_of(ticket) / (rate * _RETURNS_SHARE)
-        at = max(self._booked_until, now + wait_s)
+        begin = now + wait_s
+        if not self._booked_from <= begin < self._booked_until:  # nobody was told a time as early, or as late
+            self._booked_from = self._booked_until = begin
+        at = self._booked_until
         if at > now + _LONGEST_S:
             at = now + _LONGEST_DRAIN_S
         self._booked_until = at + step_s

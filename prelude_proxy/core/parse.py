@@ -59,16 +59,9 @@ def parse_request(path: str, body: bytes, headers: Mapping[str, str], tenant: st
     """
     payload = _decode(body)
     endpoint = endpoint_of(path)
-    facts = RequestFacts(
-        path=path,
-        endpoint=endpoint,
-        dialect=dialect_of(path),
-        model=_string(payload, "model"),
-        stream=path == "/generate_stream" or _boolean(payload, "stream"),
-        tenant=tenant,
-        headers=headers,
-        payload=payload,
-    )
+    facts = RequestFacts(path, endpoint, dialect_of(path), tenant=tenant, headers=headers, payload=payload)
+    facts.model = _string(payload, "model")
+    facts.stream = path == "/generate_stream" or _boolean(payload, "stream")
     reader = _READERS.get(endpoint)
     if reader is not None:
         reader(facts, payload)

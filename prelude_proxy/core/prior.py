@@ -57,18 +57,22 @@ class PriorSettings:
     max_stretch: float = 2.5
 
 
-@dataclass(slots=True)
 class Blend:
     """A forecast and what `OnlinePrior.learn` needs to learn from its outcome. Kept while a request is held: small."""
 
-    static: vec[float]
-    """Probability of each bin by the model alone."""
-    mean: float
-    """Expected ln(tokens) of the blend."""
-    static_mean: float
-    static_sigma: float
-    blended: vec[float]
-    """Probability of each bin, all experts together."""
+    __slots__ = ("blended", "mean", "static", "static_mean", "static_sigma")
+
+    def __init__(
+        self, static: vec[float], mean: float, static_mean: float, static_sigma: float, blended: vec[float]
+    ) -> None:
+        self.static: vec[float] = static
+        """Probability of each bin by the model alone."""
+        self.mean = mean
+        """Expected ln(tokens) of the blend."""
+        self.static_mean = static_mean
+        self.static_sigma = static_sigma
+        self.blended: vec[float] = blended
+        """Probability of each bin, all experts together."""
 
 
 class _Line:

@@ -8,7 +8,6 @@ same.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 HEAD_CHARS: Final = 1000
@@ -56,21 +55,23 @@ WORDS: Final = _word_table()
 _WIDE: Final = re.compile("[\u2e80-\u9fff\uac00-\ud7af]")
 
 
-@dataclass(slots=True)
 class Glimpse:
     """The part of a text that is read, and how long the whole was."""
 
-    num_chars: int
-    head: str
-    tail: str
-    """Empty when the head already is the whole text."""
-    data: bytes
-    """Head and tail in UTF-8."""
-    marks: bytes
-    """One class mark per UTF-8 byte of head and tail; count them."""
-    words: list[bytes]
-    """Lower-case words in order; scripts that write without spaces give one word a character."""
-    distinct: set[bytes]
+    __slots__ = ("data", "distinct", "head", "marks", "num_chars", "tail", "words")
+
+    def __init__(self, num_chars: int, head: str, tail: str, data: bytes, words: list[bytes]) -> None:
+        self.num_chars = num_chars
+        self.head = head
+        self.tail = tail
+        """Empty when the head already is the whole text."""
+        self.data = data
+        """Head and tail in UTF-8."""
+        self.marks = data.translate(MARKS)
+        """One class mark per UTF-8 byte of head and tail; count them."""
+        self.words = words
+        """Lower-case words in order; scripts that write without spaces give one word a character."""
+        self.distinct = set(words)
 
 
 def glimpse(text: str) -> Glimpse:
@@ -89,4 +90,4 @@ def glimpse(text: str) -> Glimpse:
             words += [char.encode() for char in wide]
     if len(words) > MAX_WORDS:
         words = words[:MAX_WORDS]
-    return Glimpse(num_chars, head, tail, data, data.translate(MARKS), words, set(words))
+    return Glimpse(num_chars, head, tail, data, words)

@@ -9,8 +9,10 @@ from prelude_proxy.core.rules import Condition, Rule, first_match
 
 
 def facts(**fields):
-    base = {"path": "/v1/chat/completions", "endpoint": Endpoint.CHAT, "dialect": Dialect.OPENAI}
-    return RequestFacts(**{**base, **fields})
+    made = RequestFacts(fields.pop("path", "/v1/chat/completions"), Endpoint.CHAT, Dialect.OPENAI)
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
 
 
 @pytest.mark.parametrize(

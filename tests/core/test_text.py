@@ -21,7 +21,8 @@ def test_a_long_text_is_read_at_both_ends_only() -> None:
     """What lies between head and tail changes nothing but the length."""
     first = glimpse("a" * HEAD_CHARS + "b" * 5000 + "c" * TAIL_CHARS)
     other = glimpse("a" * HEAD_CHARS + " " * 5000 + "c" * TAIL_CHARS)
-    assert first == other
+    for name in ("num_chars", "head", "tail", "data", "marks", "words", "distinct"):
+        assert getattr(first, name) == getattr(other, name), name
 
 
 def test_words_are_bounded() -> None:
