@@ -198,7 +198,6 @@ DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
         "max_output_tokens": 512,
         "max_prompt_tokens": 16384,
         "prefill_stall_s": 0.2,
-        "reserve": 0,
         "queue_timeout_s": 300.0,
         "aging_s": 30.0,
         "order": "shortest",

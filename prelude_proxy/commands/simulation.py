@@ -79,7 +79,7 @@ def run_simulation(
 ) -> dict[str, list[RunResult]]:
     """Every policy on every plan. `on_done` is told the policy and how many more requests have ended.
 
-    `warmup` is what a real classifier has learned from before; no engine serves it.
+    `warmup` is served before each run, and not counted.
 
     Raises:
         ValueError: the options and the workload do not fit each other.
@@ -89,6 +89,7 @@ def run_simulation(
     if given["load"]:
         plans = [at_load(plan, fleet, given["load"]) for plan in plans]
     results: dict[str, list[RunResult]] = {}
+    warmup = [_fitted(item, fleet) for item in warmup]
     for number, plan in enumerate(plans):
         fitting = [_fitted(item, fleet) for item in plan]
         for policy in given["policies"] or _DEFAULT_POLICIES:
@@ -105,6 +106,7 @@ def _run(
 
     def report(num_open: int) -> None:
         nonlocal left
+        num_open = min(num_open, len(plan))  # more are open while it warms up
         on_done(policy, left - num_open)
         left = num_open
 
@@ -120,10 +122,10 @@ def _simulation(
     kind = given["prediction"]
     if kind == "auto":
         kind = "model" if all(item.content is not None for item in plan) else "noisy"
-    return Simulation.of(config, forecaster=_forecaster(config, kind, warmup, seed), seed=seed)
+    return Simulation.of(config, forecaster=_forecaster(config, kind, seed), seed=seed, warmup=warmup)
 
 
-def _forecaster(config: Config, kind: str, warmup: Sequence[WorkItem], seed: int) -> Forecaster:
+def _forecaster(config: Config, kind: str, seed: int) -> Forecaster:
     """A fresh one for every run: what one run taught must not help the next."""
     classes = config.class_specs()
     if kind == "model":
@@ -131,13 +133,7 @@ def _forecaster(config: Config, kind: str, warmup: Sequence[WorkItem], seed: int
         from prelude_proxy.modelfile import load_model
 
         classifier = Classifier(load_model(config.classifier.model), classes)
-        real = Real(Judge(classes, config.core_rules(), classifier, config.classifier.default_class))
-        for item in warmup:
-            now = item.at_s - warmup[-1].at_s
-            real.classify(item, now)
-            real.dispatched(item, now)
-            real.ended(item, now)
-        return real
+        return Real(Judge(classes, config.core_rules(), classifier, config.classifier.default_class))
     return Oracle(Ladder(classes)) if kind == "oracle" else Noisy(Ladder(classes), seed)
 
 

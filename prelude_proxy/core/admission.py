@@ -194,8 +194,7 @@ class Admission:
         backend = permit.backend
         backend.give_back(permit)
         self._judge(backend, outcome, now)
-        if outcome.value.learned:
-            backend.pool.staffing.left(permit.klass, now - permit.class_since, returned=True)
+        backend.pool.staffing.left(permit.klass, now, learned=outcome.value.learned)
         self.refresh(backend, now)
         return self._dispatch_ready(now)
 
@@ -204,9 +203,10 @@ class Admission:
         if permit.released or permit.klass == klass:
             return []
         staffing = permit.backend.pool.staffing
-        staffing.left(permit.klass, now - permit.class_since, returned=False)
+        staffing.left(permit.klass, now)
         staffing.arrived(klass, now)
-        permit.backend.recharge(permit, klass, now)
+        staffing.began(klass, now)
+        permit.backend.recharge(permit, klass)
         self.refresh(permit.backend, now)
         return self._dispatch_ready(now)
 
@@ -406,6 +406,7 @@ class Admission:
         if ticket.ties is not None and backend.pool.affinity is not None:
             permit.prefill_tokens -= backend.pool.affinity.dispatched(ticket.ties, ticket.prompt_tokens, backend)
         backend.issue(permit)
+        backend.pool.staffing.began(permit.klass, now)
         if not ticket.streams and permit.prefill_tokens:
             self._end_unseen(now)
             self._unseen.add(permit, now)

@@ -35,7 +35,7 @@ class Cutoffs:
     """Between two classes that both have a bound above them: the likelier side."""
     deepest: float = 0.35
     """Into the last, unbounded class."""
-    perhaps_shortest: float = 0.2
+    perhaps_shortest: float = 0.1
     """Probability of the shortest class from which on a request is not put into the deepest."""
 
 

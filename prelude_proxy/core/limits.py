@@ -40,7 +40,6 @@ class Permit:
 
     __slots__ = (
         "backend",
-        "class_since",
         "expected_tokens",
         "is_telling",
         "issued_at",
@@ -67,8 +66,6 @@ class Permit:
         self.work = work
         """Predicted work in decode-token equivalents, for routing."""
         self.issued_at = issued_at
-        self.class_since = issued_at
-        """Since when it counts for its present class."""
         self.serial = 0
         """Of the requests sent to its backend, the how manieth."""
         self.is_telling = False
@@ -232,7 +229,7 @@ class BackendSlots:
         self.num_started -= permit.started
         self.end_prefill(permit)
 
-    def recharge(self, permit: Permit, klass: int, now: float) -> None:
+    def recharge(self, permit: Permit, klass: int) -> None:
         """It counts for another class from now on, and for more tokens if it has outgrown the one before."""
         has_ceilings_tokens = self.pool.has_ceilings_tokens
         if has_ceilings_tokens:
@@ -248,7 +245,6 @@ class BackendSlots:
             permits[klass].add(permit)
         self.pool.is_balanced = False
         permit.klass = klass
-        permit.class_since = now
         if has_ceilings_tokens:
             self._count_tokens(permit, permit.tokens)
 

@@ -4,13 +4,11 @@
 seconds a slot is held) needs a + β·√a of them to find one free nearly always. Loads are added up from the most urgent
 class down before the root is taken, since classes share what is kept: the level of class k is the load of 0 … k.
 
-What is *kept free* is that less what is there already: slots that these classes use now (they come back within one
-service time), and slots that lower classes give back meanwhile. In the mean service time S_k of level k a lower class
-that has n slots and gives each of them back at a rate of h a second gives back n·h·S_k. So a class of short requests
-keeps nearly all it needs, and a class of long ones keeps little against longer ones.
+What is *kept free* is that less the slots that these classes use now, which come back within one service time. (Slots
+that lower classes will give back meanwhile are not counted on: with true classes it makes no difference, and those that
+are called short and are long hold theirs for long.)
 
-A request that outgrows its class and counts for another from then on has ended its stay, but given nothing back: stays
-make the load, returned slots the rate h.
+A request that outgrows its class counts for another from then on: its stay in the class has ended.
 
 Classes with a configured reserve take no part: theirs is a fixed number, kept by each backend (`limits.py`).
 """
@@ -25,31 +23,50 @@ from prelude_proxy.core.domain import ClassSpec
 from prelude_proxy.core.rates import ArrivalRate, DecayingMean
 
 MEASURE_S: Final = 0.25
+_MEMORY_S: Final = 20.0
 _LEAST_LOAD: Final = 0.05
 """Busy slots; less is no traffic worth keeping a slot for."""
 
 
 class _Stays:
-    """How long requests of one class hold a slot in its name, and how many of them give it back at the end."""
+    """How long requests hold a slot in the name of one class, of about the last `_MEMORY_S`.
 
-    __slots__ = ("_returned", "_seconds")
+    Seconds that slots were held over stays that ended in the same time, those under way counted with what they have
+    lasted: the maximum-likelihood mean of censored exponential times. The mean of ended stays alone is that of the
+    short ones for as long as the long ones last.
+    """
+
+    __slots__ = ("_at", "_num_ended", "_num_live", "_slot_s")
 
     def __init__(self) -> None:
-        self._seconds = DecayingMean()
-        self._returned = DecayingMean()
+        self._at = 0.0
+        self._slot_s = 0.0
+        """Exponentially forgotten, as the number of ends."""
+        self._num_ended = 0.0
+        self._num_live = 0
 
-    def add(self, stay_s: float, *, returned: bool) -> None:
-        self._seconds.add(stay_s)
-        self._returned.add(float(returned))
+    def begin(self, now: float) -> None:
+        """A stay begins."""
+        self._pass(now)
+        self._num_live += 1
 
-    @property
-    def mean_s(self) -> float:
-        return self._seconds.value or 0.0
+    def end(self, now: float, *, learned: bool) -> None:
+        """A stay ends; one that is not `learned` says nothing of others."""
+        self._pass(now)
+        self._num_live -= 1
+        self._num_ended += learned
 
-    @property
-    def returns_per_s(self) -> float:
-        """Of one slot in use."""
-        return (self._returned.value or 0.0) / self._seconds.value if self._seconds.value else 0.0
+    def mean_s(self, now: float) -> float:
+        """Seconds of a stay: at least the age of those under way, while fewer have ended than that."""
+        self._pass(now)
+        known = max(self._num_ended, self._num_live)
+        return self._slot_s / known if known > 0.0 else 0.0
+
+    def _pass(self, now: float) -> None:
+        left = math.exp((self._at - now) / _MEMORY_S)
+        self._slot_s = self._slot_s * left + self._num_live * _MEMORY_S * (1.0 - left)
+        self._num_ended *= left
+        self._at = now
 
 
 class Staffing:
@@ -63,10 +80,8 @@ class Staffing:
         self._stays = [_Stays() for _ in classes]
         self._tokens = [DecayingMean() for _ in classes]
         self._measured_at = -math.inf
-        self._levels: list[tuple[float, list[float]] | None] = [
-            (0.0, [0.0] * len(classes)) if spec.reserve is None else None for spec in classes
-        ]
-        """Of each class with an automatic reserve: slots wanted, and what a slot in use of each class counts for."""
+        self._levels: list[float | None] = [0.0 if spec.reserve is None else None for spec in classes]
+        """Of each class with an automatic reserve: slots wanted by it and more urgent ones."""
         self.wanted_above = [0.0] * len(classes)
         """By class: slots of the pool that more urgent ones want, whether in use or not."""
         self.footprint = [1.0] * len(classes)
@@ -78,9 +93,16 @@ class Staffing:
         if tokens:
             self._tokens[klass].add(tokens)
 
-    def left(self, klass: int, stay_s: float, *, returned: bool) -> None:
-        """A request held a slot in the name of this class for that long, and gave it back or grew out of the class."""
-        self._stays[klass].add(stay_s, returned=returned)
+    def began(self, klass: int, now: float) -> None:
+        """A request holds a slot in the name of this class from now on."""
+        self._stays[klass].begin(now)
+
+    def left(self, klass: int, now: float, *, learned: bool = True) -> None:
+        """A request has given its slot back, or grown out of the class.
+
+        `learned`: whether it tells how long others will stay; one that was broken off does not.
+        """
+        self._stays[klass].end(now, learned=learned)
 
     @property
     def next_measure(self) -> float:
@@ -98,24 +120,23 @@ class Staffing:
             self.wanted_above[level] = most
             if known is None:
                 continue
-            own = rates[level] * self._stays[level].mean_s
+            own = rates[level] * self._stays[level].mean_s(now)
             load += own
             wanted = load + self._beta * math.sqrt(load) if own >= _LEAST_LOAD else 0.0
             most = max(most, wanted)
-            self._levels[level] = (wanted, self._weights(level))
+            self._levels[level] = wanted
         self._compare_sizes(rates)
         return True
 
     def kept_against(self, in_use: Sequence[int]) -> list[int]:
         """For each class: slots of the pool that it must leave free for more urgent ones. `in_use`: by class, now."""
         kept = [0] * len(in_use)
-        most = 0
-        for level, known in enumerate(self._levels[:-1]):
-            if known is not None and known[0]:
-                wanted, weights = known
-                for weight, count in zip(weights, in_use, strict=True):
-                    wanted -= weight * count
-                most = max(most, int(wanted + 0.5))
+        most = used = 0
+        for level, wanted in enumerate(self._levels[:-1]):
+            if wanted is not None:
+                used += in_use[level]
+                if wanted:
+                    most = max(most, int(wanted - used + 0.5))
             kept[level + 1] = most
         return kept
 
@@ -127,10 +148,3 @@ class Staffing:
             if own:
                 count += rate
                 tokens += rate * own
-
-    def _weights(self, level: int) -> list[float]:
-        service_s = self._stays[level].mean_s
-        return [
-            float(self._levels[c] is not None) if c <= level else min(1.0, stays.returns_per_s * service_s)
-            for c, stays in enumerate(self._stays)
-        ]

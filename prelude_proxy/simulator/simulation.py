@@ -27,9 +27,18 @@ class Simulation:
     forecaster: Forecaster | None = None
     """For policy `prelude`; None: a noisy guess."""
     seed: int = 0
+    warmup: Sequence[WorkItem] = ()
+    """Requests served before the plan begins, to the last answer; nobody counts them."""
 
     @classmethod
-    def of(cls, config: Config | None = None, *, forecaster: Forecaster | None = None, seed: int = 0) -> Simulation:
+    def of(
+        cls,
+        config: Config | None = None,
+        *,
+        forecaster: Forecaster | None = None,
+        seed: int = 0,
+        warmup: Sequence[WorkItem] = (),
+    ) -> Simulation:
         """With the admission settings, classes and first pool's routing of `config` (default: all defaults)."""
         config = config or Config.model_validate({"classes": {}})
         admission = config.admission
@@ -42,7 +51,7 @@ class Simulation:
             max_reserve=admission.max_reserve,
             affinity=config.pools[0].routing.policy(),
         )
-        return cls(settings, forecaster, seed)
+        return cls(settings, forecaster, seed, warmup)
 
     def policy(self, name: str) -> Policy:
         """The policy of that name.
@@ -87,11 +96,13 @@ def simulate(
     """
     simulation = simulation or Simulation.of()
     name = policy if isinstance(policy, str) else type(policy).__name__.lower()
-    world = World(plan, fleet, simulation.policy(policy) if isinstance(policy, str) else policy)
+    front_door = simulation.policy(policy) if isinstance(policy, str) else policy
+    world = World(plan, fleet, front_door, simulation.warmup)
     with _uncollected():
         world.run(on_done)
-    result = RunResult(name, [_record(job) for job in world.jobs], {}, 0.0, plan[-1].at_s if plan else 0.0)
-    result.makespan_s = max((job.last_s or 0.0 for job in world.jobs), default=0.0)
+    start_s = world.plan_at_s
+    result = RunResult(name, [_record(job, start_s) for job in world.jobs], {}, 0.0, plan[-1].at_s if plan else 0.0)
+    result.makespan_s = max((job.last_s or start_s for job in world.jobs), default=start_s) - start_s
     result.gaps = _gaps(result.records)
     result.samples = world.samples
     return result
@@ -109,16 +120,17 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _record(job: Job) -> RequestRecord:
+def _record(job: Job, start_s: float) -> RequestRecord:
     item, first_s, last_s = job.item, job.first_s, job.last_s or 0.0
+    at_s = start_s + item.at_s
     ok = job.status == 200
     record = RequestRecord(
         item.klass, item.at_s, item.prompt_tokens, item.output_tokens, item.tenant, job.status, ok,
         "" if ok else f"{job.status}", served_as=job.served_as,
     )  # fmt: skip
-    record.e2e_s = last_s - item.at_s
+    record.e2e_s = last_s - at_s
     if ok and first_s is not None:
-        record.ttft_s = first_s - item.at_s
+        record.ttft_s = first_s - at_s
         record.tokens = item.output_tokens
         record.queue_s = job.sent_s - job.arrived_s
         if item.output_tokens > 1:

@@ -88,20 +88,24 @@ class Policy(Protocol):
 
 
 class World:
-    """The clock, the engines, and all that is under way."""
+    """The clock, the engines, and all that is under way. `warmup` is served to its end before `plan` begins."""
 
-    def __init__(self, plan: Sequence[WorkItem], fleet: Fleet, policy: Policy) -> None:
+    def __init__(self, plan: Sequence[WorkItem], fleet: Fleet, policy: Policy, warmup: Sequence[WorkItem] = ()) -> None:
         self.fleet = fleet
         self.engines = [Engine(spec.config, spec.profile, prefix_cache=spec.prefix_cache) for spec in fleet.engines]
         self.jobs = [Job(item) for item in plan]
-        self.num_open = len(self.jobs)
+        self.plan_at_s = 0.0 if not warmup else _NEVER_S
+        """When the plan begins."""
+        self.num_open = len(self.jobs) + len(warmup)
         self.samples: list[Sample] = []
         self._policy = policy
         self._proxy_s = fleet.proxy_s if policy.uses_proxy else 0.0
         self._heap: list[tuple[float, int, Callable[[Any, float], None], Any]] = []
         self._serial = 0
         self._due = [_NEVER_S] * len(self.engines)
-        self._arrivals = iter(self.jobs)
+        self._arrivals = iter([Job(item) for item in warmup] if warmup else self.jobs)
+        self._begins_at_s = 0.0
+        """Of the warm-up or of the plan, whichever is under way."""
 
     def run(self, on_done: Callable[[int], None] | None = None) -> None:
         """Until every request has ended. `on_done` is told now and then how many still have not."""
@@ -143,7 +147,7 @@ class World:
         """The front door itself answers."""
         job.status = status
         job.last_s = now + self._proxy_s
-        self.num_open -= 1
+        self._ended(now)
 
     def generated(self, job: Job, now: float) -> int:
         """Output tokens its engine has made by `now`."""
@@ -162,7 +166,7 @@ class World:
     def _next_arrival(self, job: Job | None, now: float) -> None:
         following = next(self._arrivals, None)
         if following is not None:
-            following.arrived_s = following.item.at_s + self._proxy_s
+            following.arrived_s = self._begins_at_s + following.item.at_s + self._proxy_s
             self.at(following.arrived_s, self._next_arrival, following)
         if job is not None:
             self._policy.arrive(job, now)
@@ -210,8 +214,15 @@ class World:
         job.status = 200
         assert job.sequence is not None
         job.sequence.prefix = ()  # up to thousands of hashes, of no use any more
-        self.num_open -= 1
+        self._ended(now)
         self._policy.finished(job, now)
+
+    def _ended(self, now: float) -> None:
+        self.num_open -= 1
+        if self.num_open == len(self.jobs) and self.plan_at_s == _NEVER_S:
+            self.plan_at_s = self._begins_at_s = now
+            self._arrivals = iter(self.jobs)
+            self._next_arrival(None, now)
 
     def _sample(self, index: int, now: float) -> None:
         engine = self.engines[index]
@@ -236,5 +247,6 @@ class World:
             "prefix_hits_tokens": float(sum(one.prefix_hits_tokens for one in stats)),
             **self._policy.gauges(),
         }
-        self.samples.append(Sample(now, values))
+        if now >= self.plan_at_s:
+            self.samples.append(Sample(now - self.plan_at_s, values))
         self.at(now + self.fleet.sample_every_s, self._record, None)

@@ -44,8 +44,8 @@ def request(path: str = "/v1/chat/completions", headers: dict[str, str] | None =
         (0.45, 0.5, "standard"),
         (0.1, 0.6, "standard"),
         (0.1, 0.5, "deep"),
-        (0.19, 0.1, "deep"),
-        (0.21, 0.1, "standard"),
+        (0.09, 0.1, "deep"),
+        (0.11, 0.1, "standard"),
         (0.0, 0.0, "deep"),
     ],
 )

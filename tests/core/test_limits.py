@@ -50,8 +50,13 @@ class Bench:
     def traffic(self, klass: int, rate: float, stay_s: float, seconds: float = 30.0) -> float:
         """Measured traffic of a class up to the time returned."""
         for index in range(int(rate * seconds)):
-            self.pool.staffing.arrived(klass, index / rate, 40.0)
-            self.pool.staffing.left(klass, stay_s, returned=True)
+            at = index / rate
+            self.pool.staffing.arrived(klass, at, 40.0)
+            if index >= int(rate * stay_s):
+                self.pool.staffing.left(klass, at)
+            self.pool.staffing.began(klass, at)
+        for _ in range(int(rate * stay_s)):
+            self.pool.staffing.left(klass, seconds)
         self.pool.measure(seconds)
         return seconds
 
@@ -209,6 +214,6 @@ def test_a_recharged_permit_counts_for_its_new_class():
     """In the backend and in the pool."""
     bench = Bench(8)
     permit = bench.issue(FAST)
-    bench.pool.backends[0].recharge(permit, DEEP, 3.0)
+    bench.pool.backends[0].recharge(permit, DEEP)
     assert (bench.pool.num_in_use(FAST), bench.pool.num_in_use(DEEP)) == (0, 1)
-    assert permit.class_since == 3.0
+    assert permit.klass == DEEP

@@ -11,13 +11,16 @@ from prelude_proxy.core.staffing import Staffing
 CLASSES = [ClassSpec("fast", 0), ClassSpec("standard", 1), ClassSpec("deep", 2, reserve=0.0)]
 
 
-def measured(rates: list[float], stays: list[float], *, returned: bool = True) -> Staffing:
-    """Twenty seconds of regular traffic of each class."""
+def measured(rates: list[float], stays: list[float]) -> Staffing:
+    """Twenty seconds of regular traffic of each class; later ones take the place of earlier ones."""
     staffing = Staffing(CLASSES, beta=1.0)
     for klass, (rate, stay_s) in enumerate(zip(rates, stays, strict=True)):
         for index in range(int(rate * 20)):
-            staffing.arrived(klass, index / rate)
-            staffing.left(klass, stay_s, returned=returned)
+            at = index / rate
+            staffing.arrived(klass, at)
+            if index >= round(rate * stay_s):
+                staffing.left(klass, at)
+            staffing.began(klass, at)
     staffing.measure(20.0)
     return staffing
 
@@ -28,17 +31,37 @@ def test_loads_are_pooled_before_the_root_is_taken():
     assert staffing.kept_against([0, 0, 0]) == [0, 3, 6]
 
 
-def test_what_lower_classes_give_back_in_time_need_not_be_kept():
-    """Ten deep requests of two seconds return half a slot in the tenth of a second that a fast one takes."""
+def test_slots_in_use_by_urgent_classes_need_not_be_kept_too():
+    """Those of lower classes count for nothing: who is called short and is long holds its slot for long."""
     staffing = measured([40.0, 0.0, 5.0], [0.1, 0.0, 2.0])
     assert staffing.kept_against([0, 0, 0])[2] == 6
-    assert staffing.kept_against([0, 0, 20])[2] == 5
+    assert staffing.kept_against([0, 0, 20])[2] == 6
+    assert staffing.kept_against([4, 0, 20])[2] == 2
 
 
-def test_growing_out_of_a_class_gives_nothing_back():
-    """Streams that were promoted end their stay, and their slot is still in use."""
-    staffing = measured([40.0, 5.0, 0.0], [0.1, 0.1, 0.0], returned=False)
-    assert staffing.kept_against([0, 20, 0])[1] == 6
+def test_long_stays_count_while_they_last():
+    """Of ten requests a second half end at once; the others hold their slots and show how long a stay can be."""
+    staffing = Staffing(CLASSES, beta=1.0)
+    for index in range(20):
+        at = index * 0.1
+        staffing.arrived(0, at)
+        staffing.began(0, at)
+        if index % 2:
+            staffing.left(0, at + 0.05)
+    staffing.measure(2.0)
+    assert staffing.wanted_above[1] > 5.0
+
+
+def test_a_stay_that_was_broken_off_teaches_nothing():
+    """A client that left at once does not make answers short."""
+    staffing = measured([20.0, 0.0, 0.0], [0.5, 0.0, 0.0])
+    told = measured([20.0, 0.0, 0.0], [0.5, 0.0, 0.0])
+    for each, learned in ((staffing, False), (told, True)):
+        for _ in range(400):
+            each.began(0, 20.0)
+            each.left(0, 20.0, learned=learned)
+        each.measure(20.3)
+    assert staffing.wanted_above[1] > 1.5 * told.wanted_above[1] > 3.0
 
 
 def test_a_class_without_traffic_asks_for_nothing():

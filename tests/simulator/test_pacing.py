@@ -27,7 +27,7 @@ def test_fast_requests_do_not_wait_for_a_train_of_long_prompts():
         for run in (with_budget, without)
     ]
     assert waits[0].p99 < 0.5 * waits[1].p99
-    assert with_budget.makespan_s < 1.011 * without.makespan_s
+    assert with_budget.makespan_s < 1.025 * without.makespan_s
 
 
 def test_the_measuring_script_runs():

@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("model") / "own.model"
-    result = run(train, "--data", data, "--out", out, "--rounds", 25, "--force", "--name", "tested")
+    result = run(train, "--data", data, "--out", out, "--rounds", 40, "--force", "--name", "tested")
     assert result.exit_code == 0, result.output
     assert "held out" in result.output
     return out
