@@ -131,7 +131,7 @@ class Classifier:
             shadow = self._shadow.prior.predict(keys, self._shadow.model.predict(facts)[1])
         values = packed(extract.values) if self._keeps_features else b""
         observation = Observation(facts, keys=keys, blend=blend, values=values, digest=extract.digest, shadow=shadow)
-        return forecast_of(blend.blended, blend.mean), observation
+        return forecast_of(blend.blended, blend.mean, blend.support), observation
 
     def learn(
         self, observation: Observation, output_tokens: float, *, censored: bool = False, now: float = 0.0
@@ -177,7 +177,7 @@ class Classifier:
             for spec in self._ladder
         ]
         above[-1] = 0.0
-        return rung_of(above, self._cutoffs), shares_of(above)
+        return rung_of(above, self._cutoffs, blend.support), shares_of(above)
 
     def adopt(self, model: LengthModel) -> None:
         """Use `model` from the next request on; what the traffic taught stays."""

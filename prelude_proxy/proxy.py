@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -468,24 +469,27 @@ class Proxy:
             headers.append((b"server-timing", timing % (exchange.classify_s * 1e3, held_ms, upstream_ms)))
         return headers
 
-    def saw_first(self, exchange: Exchange, engine: Engine, slot: Slot | None) -> None:
-        """The first event of a stream went by."""
-        if exchange.first_token_at or slot is None:
-            return
-        exchange.first_token_at = self._dispatcher.now()
-        self._dispatcher.first_token(slot.permit, has_telemetry=engine.has_telemetry)
+    def saw_events(self, exchange: Exchange, num_events: int, engine: Engine, slot: Slot | None) -> float:
+        """So many events of a stream have gone by; returns at how many it must be looked at again.
 
-    def promote(self, exchange: Exchange, observer: StreamObserver, slot: Slot | None) -> None:
-        """Re-charge a stream that outgrew its class, so that a wrong guess cannot eat another class's slots."""
+        The first one is told, and a stream that has outgrown its class is re-charged: a wrong guess must not eat
+        another class's slots.
+        """
         if slot is None:
-            return
-        step = self._settings.promotions[slot.permit.klass]
-        if step is not None and observer.num_events > step[0]:
+            return math.inf
+        permit = slot.permit
+        if not exchange.first_token_at:
+            exchange.first_token_at = self._dispatcher.now()
+            self._dispatcher.first_token(permit, has_telemetry=engine.has_telemetry)
+        step = self._settings.promotions[permit.klass]
+        while step is not None and num_events > step[0]:
             self._recorder.promoted(exchange, step[1])
             exchange.promoted_to = step[1]
-            self._dispatcher.recharge(slot.permit, step[1])
+            self._dispatcher.recharge(permit, step[1])
             if exchange.lesson is not None:
                 self._judge.outgrown(exchange.lesson, step[0] + 1, self._dispatcher.now())
+            step = self._settings.promotions[step[1]]
+        return math.inf if step is None else step[0] + 1
 
     def _break_off(
         self, request: Request, exchange: Exchange, observer: StreamObserver | None, error: UpstreamError
@@ -537,7 +541,7 @@ class Proxy:
 class Relay:
     """Carries one answer from the engine's connection to the client's: called with each piece as it arrives."""
 
-    __slots__ = ("_engine", "_exchange", "_observer", "_proxy", "_request", "_slot", "tail")
+    __slots__ = ("_engine", "_exchange", "_look_at", "_observer", "_proxy", "_request", "_slot", "tail")
 
     def __init__(
         self,
@@ -555,6 +559,8 @@ class Relay:
         self._engine = engine
         self._slot = slot
         self._observer = observer
+        self._look_at: float = 1
+        """The number of events at which the proxy wants to know."""
         self.tail = b""
         """Last bytes of an answer that is not a stream: its usage stands there."""
 
@@ -569,9 +575,9 @@ class Relay:
         if observer is None:
             self.tail = (self.tail + piece)[-_TAIL_BYTES:]
         else:
-            if observer.feed(piece):
-                self._proxy.saw_first(exchange, self._engine, self._slot)
-                self._proxy.promote(exchange, observer, self._slot)
+            observer.feed(piece)
+            if observer.num_events >= self._look_at:
+                self._look_at = self._proxy.saw_events(exchange, observer.num_events, self._engine, self._slot)
             if is_last and not observer.has_terminator(exchange.dialect):
                 self._request.write(piece)
                 raise UpstreamError("the stream ended without its terminator", sent=True)

@@ -72,15 +72,15 @@ def shift(probabilities: vec[float], mean: float, expected: float, stretch: floa
     return moved
 
 
-def forecast_of(probabilities: vec[float], mean: float) -> Forecast:
-    """The forecast for one answer with expected ln(tokens) `mean`."""
+def forecast_of(probabilities: vec[float], mean: float, support: float = 0.0) -> Forecast:
+    """The forecast for one answer with expected ln(tokens) `mean`; `support` answers of its tenant are in it."""
     cdf: list[float] = []
     below = 0.0
     for index in range(i64(NUM_BINS - 1)):
         below += probabilities[index]
         cdf.append(below)
     cdf.append(1.0)
-    return Forecast(EDGES, tuple(cdf), exp(mean))
+    return Forecast(EDGES, tuple(cdf), exp(mean), support)
 
 
 def censored_mean(probabilities: vec[float], floor: float) -> float:

@@ -37,6 +37,8 @@ class Cutoffs:
     """Into the last, unbounded class."""
     perhaps_shortest: float = 0.1
     """Probability of the shortest class from which on a request is not put into the deepest."""
+    perhaps_shortest_learned: float = 0.05
+    """The same where the forecast rests on answers of the same tenant, and is calibrated to them."""
 
 
 DEFAULT_CUTOFFS: Final = Cutoffs()
@@ -89,7 +91,7 @@ def whole_request(forecast: Forecast, facts: RequestFacts) -> Forecast:
         edges.append(edge * count)
         cdf.append(below)
     expected = min(max(forecast.expected_tokens, low), top)
-    return Forecast((*edges, top * count), (*cdf, 1.0), expected * count)
+    return Forecast((*edges, top * count), (*cdf, 1.0), expected * count, forecast.support)
 
 
 def class_probabilities(forecast: Forecast, classes: Sequence[ClassSpec]) -> dict[str, float]:
@@ -186,18 +188,26 @@ def _by_forecast(
     """Shortest class whose bound the output will keep, surely enough; longer when the prompt alone is heavy."""
     ladder = ladder_of(classes)
     above = _overflows(forecast, ladder)
-    index = rung_of(above, cutoffs)
+    index = rung_of(above, cutoffs, forecast.support)
     chosen = _for_prompt(facts, ladder, index)
     return ladder[chosen].name, shares_of(above)[index]
 
 
-def rung_of(above: Sequence[float], cutoffs: Cutoffs) -> int:
-    """Index in the ladder, given for each of its classes the probability that the output passes its bound."""
+def rung_of(above: Sequence[float], cutoffs: Cutoffs, support: float = 0.0) -> int:
+    """Index in the ladder, given for each of its classes the probability that the output passes its bound.
+
+    `support`: answers of the same tenant that the probabilities rest on.
+    """
     last = len(above) - 1
     for index in range(last):
         if above[index] < (cutoffs.deepest if index + 1 == last else cutoffs.longer):
             return index
-    return last - 1 if last > 1 and 1.0 - above[0] >= cutoffs.perhaps_shortest else last
+    perhaps = cutoffs.perhaps_shortest if support < _LEARNED else cutoffs.perhaps_shortest_learned
+    return last - 1 if last > 1 and 1.0 - above[0] >= perhaps else last
+
+
+_LEARNED: Final = 20.0
+"""Answers of a tenant after which a forecast counts as calibrated to it."""
 
 
 def _for_prompt(facts: RequestFacts, ladder: Sequence[ClassSpec], index: int) -> int:

@@ -168,13 +168,17 @@ class Forecast:
     `edges` are ascending token counts, `cdf[i]` = P(tokens ≤ edges[i]); the last is 1.
     """
 
-    __slots__ = ("cdf", "edges", "expected_tokens")
+    __slots__ = ("cdf", "edges", "expected_tokens", "support")
 
-    def __init__(self, edges: tuple[float, ...], cdf: tuple[float, ...], expected_tokens: float) -> None:
+    def __init__(
+        self, edges: tuple[float, ...], cdf: tuple[float, ...], expected_tokens: float, support: float = 0.0
+    ) -> None:
         self.edges: Final = edges
         self.cdf: Final = cdf
         self.expected_tokens: Final = expected_tokens
         """The point forecast used for load accounting and order: exp(E[ln tokens]), near the median."""
+        self.support: Final = support
+        """Answers of the same tenant that it rests on, beside the trained model."""
 
     def quantile(self, share: float) -> float:
         """Tokens below which `share` of the distribution lies, interpolated in ln(tokens)."""

@@ -60,10 +60,17 @@ class PriorSettings:
 class Blend:
     """A forecast and what `OnlinePrior.learn` needs to learn from its outcome. Kept while a request is held: small."""
 
-    __slots__ = ("blended", "mean", "static", "static_mean", "static_sigma")
+    __slots__ = ("blended", "mean", "static", "static_mean", "static_sigma", "support")
 
     def __init__(
-        self, static: vec[float], mean: float, static_mean: float, static_sigma: float, blended: vec[float]
+        self,
+        static: vec[float],
+        blended: vec[float],
+        *,
+        mean: float,
+        static_mean: float,
+        static_sigma: float,
+        support: float,
     ) -> None:
         self.static: vec[float] = static
         """Probability of each bin by the model alone."""
@@ -73,6 +80,8 @@ class Blend:
         self.static_sigma = static_sigma
         self.blended: vec[float] = blended
         """Probability of each bin, all experts together."""
+        self.support = support
+        """Answers of the tenant that the experts have learned from."""
 
 
 class _Line:
@@ -151,7 +160,7 @@ class OnlinePrior:
         sigma = sigma_ln(static, mean)
         line = self._lines.get(keys[0], self._overall)
         if line.weight == 0.0:
-            return Blend(static, mean, mean, sigma, static)
+            return Blend(static, static, mean=mean, static_mean=mean, static_sigma=sigma, support=0.0)
         rows = self._known(keys)
         corrected, history = self._trust(line)
         blended = self._reweighted(line, static, 1.0 - corrected - history)
@@ -162,7 +171,8 @@ class OnlinePrior:
             left, parts = self._nested(rows, history)
             _add(blended, left, static)
             self._add_counts(blended, rows, parts)
-        return Blend(static, mean_ln(blended), mean, sigma, blended)
+        support = 0.0 if line is self._overall else line.weight
+        return Blend(static, blended, mean=mean_ln(blended), static_mean=mean, static_sigma=sigma, support=support)
 
     def learn(self, keys: tuple[int, ...], blend: Blend, tokens: float) -> None:
         """The answer to a request predicted as `blend` took `tokens`."""

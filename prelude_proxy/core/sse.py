@@ -46,18 +46,16 @@ class StreamObserver:
         self._carry = b"\n"
         self._tail = b""
 
-    def feed(self, chunk: bytes) -> int:
-        """See the next bytes; returns how many events begin in them."""
+    def feed(self, chunk: bytes) -> None:
+        """See the next bytes."""
         window = self._carry + chunk
-        begun = window.count(_MARK)
-        self.num_events += begun
+        self.num_events += window.count(_MARK)
         self._carry = window[-_CARRY:]
         if self._endpoint is Endpoint.RESPONSES and not self._has_ended:  # its last event may be longer than the tail
             start = self._tail[-_RESPONSE_END_BYTES:] or b"\n"
             self._has_ended = _RESPONSE_END.search(start + chunk) is not None
         # most chunks are shorter than the tail: one concatenation each, bounded
         self._tail = chunk[-_TAIL_BYTES:] if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
-        return begun
 
     @property
     def estimated_tokens(self) -> int:

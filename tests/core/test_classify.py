@@ -55,6 +55,14 @@ def test_the_class_follows_the_forecast_and_deep_is_called_early(fast: float, st
     assert (decision.name, decision.reason) == (name, "model")
 
 
+def test_a_small_chance_to_be_short_counts_once_the_tenant_is_known() -> None:
+    """A forecast by the model alone is not calibrated that finely."""
+    for support, name in ((0.0, "deep"), (50.0, "standard")):
+        given = Forecast((64.0, 512.0, 32768.0), (0.07, 0.17, 1.0), 900.0, support)
+        assert decide(request(), given, CLASSES).name == name
+        assert decide(request(max_tokens=2048), given, CLASSES).name == name
+
+
 def test_cutoffs_can_be_set() -> None:
     """An operator may want deep to be called later."""
     assert decide(request(), forecast(0.1, 0.5), CLASSES, cutoffs=Cutoffs(deepest=0.6)).name == "standard"
