@@ -143,7 +143,9 @@ class Admission:
         return self._held_by_class[klass]
 
     def next_deadline(self, now: float) -> float | None:
-        """When `tick` must be called at the latest; None when time alone changes nothing."""
+        """When `tick` must be called at the latest; None when time alone changes nothing, as while nothing is held."""
+        if not self._num_held:
+            return None
         times: list[float] = []
         self._drop_dead_deadlines()
         if self._deadlines:
@@ -153,11 +155,10 @@ class Admission:
                 oldest = self._oldest_of(pool)
                 if oldest is not None:
                     times.append(self._cold_deadline(pool, oldest))
-        if self._num_held:
-            if (due := self._unseen.next_due()) is not None:
-                times.append(due)
-            times += [pool.staffing.next_measure for pool in self.pools if pool.keeps_slots]
-            times += [at for backend in self._out if (at := backend.health.next_change(now)) is not None]
+        if (due := self._unseen.next_due()) is not None:
+            times.append(due)
+        times += [pool.staffing.next_measure for pool in self.pools if pool.keeps_slots]
+        times += [at for backend in self._out if (at := backend.health.next_change(now)) is not None]
         return min(times) if times else None
 
     # --- events -------------------------------------------------------------------------------------------------------
@@ -174,6 +175,10 @@ class Admission:
         reason = self._refusal(ticket, now)
         if reason is not None:
             return [Reject(ticket, reason, self._retry_after_s(ticket, now))]
+        open_to = ticket.route.open[ticket.klass]
+        if not self._waiting and open_to.items and pool.below_fleet_ceiling(ticket.klass):
+            backend = self._routing.choose(ticket, open_to, self._rng)  # nobody to be overtaken, nothing to queue for
+            return [Dispatch(ticket, self._issue(ticket, backend, now))]
         self._hold(ticket, now)
         decisions = self._dispatch_ready(now)
         if ticket.held and not pool.classes[ticket.klass].queue_size:
