@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -192,19 +193,32 @@ class Phase:
 
 
 async def load(
-    port: int, pid: int, count: int, concurrency: int, *, stream: bool, request: bytes | None = None
+    port: int,
+    pid: int,
+    count: int,
+    concurrency: int,
+    *,
+    stream: bool,
+    request: bytes | None = None,
+    pause_s: float = 0.0,
 ) -> Phase:
-    """`count` requests over `concurrency` connections, closed loop, and the CPU time the subject spent on them."""
+    """`count` requests over `concurrency` connections, closed loop, and the CPU time the subject spent on them.
+
+    `pause_s`: mean of the exponentially distributed time that a connection rests before each request.
+    """
     request = request or request_bytes(port, stream=stream)
     is_right: Callable[[bytes], bool] = (lambda a: b"[DONE]" in a[-60:]) if stream else (lambda a: b" 200 " in a[:16])
     phase = Phase(0.0, cpu_s(pid), [], [], 0)
     left = count
+    rng = random.Random(count)
 
     async def work() -> None:
         nonlocal left
         connection: Connection | None = None
         while left > 0:
             left -= 1
+            if pause_s:
+                await asyncio.sleep(rng.expovariate(1.0 / pause_s))
             start = time.perf_counter()
             try:
                 connection = connection or await connect(port)
