@@ -121,6 +121,16 @@ class Shop:
         self._apply(self.admission.release(permit, Outcome.OK, self.now))
 
 
+def after_a_burst(seed: int, load: float, burst: int, patience_s: float, order: Order) -> Shop:
+    """A burst that is too much at once, on top of a steady load, and all that came of it."""
+    shop = Shop(seed, order)
+    shop.poisson(load * CAPACITY, 150.0, patience_s)
+    shop.burst(10.0, burst // 2, None)
+    shop.burst(10.0, burst, patience_s)
+    shop.run(400.0)
+    return shop
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
@@ -130,24 +140,30 @@ class Shop:
     order=st.sampled_from([Order.FCFS, Order.DEADLINE]),
 )
 @example(seed=65536, load=0.22265625, burst=110, patience_s=2.0, order=Order.FCFS)  # early estimates were too long
-def test_who_comes_back_when_told_is_served(seed, load, burst, patience_s, order):
-    """After a burst that is too much at once, on top of a steady load, nearly all are served at their first return.
-
-    And everyone is in the end, within their patience.
-    """
-    shop = Shop(seed, order)
-    shop.poisson(load * CAPACITY, 150.0, patience_s)
-    shop.burst(10.0, burst // 2, None)
-    shop.burst(10.0, burst, patience_s)
-    shop.run(400.0)
+@example(seed=63880, load=0.29, burst=70, patience_s=2.0, order=Order.FCFS)
+def test_who_comes_back_when_told_is_served_in_the_end(seed, load, burst, patience_s, order):
+    """Within their patience, and who is turned away again is told a better time: few a third time."""
+    shop = after_a_burst(seed, load, burst, patience_s, order)
     turned_away = [visit for visit in shop.visits if visit.told is not None]
     returns = [visit for visit in shop.visits if visit.attempt == 1]
-    served = [visit for visit in returns if visit.told is None]
-    assert len(served) >= 0.85 * len(returns)
-    assert len(turned_away) <= 1.5 * len(returns) + 1
+    assert len(turned_away) <= 2 * len(returns)
     last = [visit for visit in shop.visits if visit.told is None]
     assert len(last) == len(shop.visits) - len(turned_away)
     assert all(visit.ended_at - visit.offered_at <= visit.patience_s + 1e-6 for visit in last if visit.patience_s)
+
+
+def test_who_comes_back_when_told_is_mostly_served_at_once():
+    """How many is a matter of chance in each case, so it is counted over the same 200 bursts each time."""
+    rng = random.Random(1)
+    num_returns = num_served = 0
+    for seed in range(200):
+        load, burst = rng.uniform(0.05, 0.3), rng.randint(20, 120)
+        shop = after_a_burst(seed, load, burst, rng.choice((2.0, 5.0)), rng.choice((Order.FCFS, Order.DEADLINE)))
+        returns = [visit for visit in shop.visits if visit.attempt == 1]
+        num_returns += len(returns)
+        num_served += sum(visit.told is None for visit in returns)
+    assert num_returns > 5_000
+    assert num_served >= 0.98 * num_returns
 
 
 @settings(max_examples=25, deadline=None)
