@@ -106,7 +106,6 @@ def _run(
 
     def report(num_open: int) -> None:
         nonlocal left
-        num_open = min(num_open, len(plan))  # more are open while it warms up
         on_done(policy, left - num_open)
         left = num_open
 

@@ -172,13 +172,12 @@ class Admission:
         self._end_unseen(now)
         if not pool.backends:
             self._note_emptiness(pool, now)
-        reason = self._refusal(ticket, now)
+        has_slot = ticket.route.has_slot(ticket.klass)
+        reason = self._refusal(ticket, now, has_slot=has_slot)
         if reason is not None:
             return [Reject(ticket, reason, self._retry_after_s(ticket, now))]
-        open_to = ticket.route.open[ticket.klass]
-        if not self._waiting and open_to.items and pool.below_fleet_ceiling(ticket.klass):
-            backend = self._routing.choose(ticket, open_to, self._rng)  # nobody to be overtaken, nothing to queue for
-            return [Dispatch(ticket, self._issue(ticket, backend, now))]
+        if has_slot and not self._waiting:
+            return [self._dispatch(ticket, now)]  # nobody to be overtaken, nothing to queue for
         self._hold(ticket, now)
         decisions = self._dispatch_ready(now)
         if ticket.held and not pool.classes[ticket.klass].queue_size:
@@ -296,13 +295,12 @@ class Admission:
         for backend in pool.measure(now):
             _publish(backend)
 
-    def _refusal(self, ticket: Ticket, now: float) -> DropReason | None:
+    def _refusal(self, ticket: Ticket, now: float, *, has_slot: bool) -> DropReason | None:
         if not self._accepting and not ticket.is_retry:
             return DropReason.SHUTTING_DOWN
-        pool = ticket.route.pool
-        if ticket.route.open[ticket.klass].items and pool.below_fleet_ceiling(ticket.klass):
+        if has_slot:
             return None  # it goes at once
-        spec = pool.classes[ticket.klass]
+        spec = ticket.route.pool.classes[ticket.klass]
         full = (
             self._num_held >= self._bounds.max_size
             or self._num_held_bytes + ticket.num_bytes > self._bounds.max_bytes
@@ -374,9 +372,7 @@ class Admission:
             lane, aged = self._next_lane(now)
             if lane is None:
                 break
-            ticket = self._take(lane, aged, now)
-            backend = self._routing.choose(ticket, lane.route.open[lane.klass], self._rng)
-            decisions.append(Dispatch(ticket, self._issue(ticket, backend, now)))
+            decisions.append(self._dispatch(self._take(lane, aged, now), now))
         return decisions
 
     def _next_lane(self, now: float) -> tuple[Lane | None, bool]:
@@ -384,7 +380,7 @@ class Admission:
         best: Lane | None = None
         best_key: tuple[int, float] | None = None
         for lane in self._waiting:
-            if not lane.route.open[lane.klass].items or not lane.route.pool.below_fleet_ceiling(lane.klass):
+            if not lane.route.has_slot(lane.klass):
                 continue
             oldest = lane.queue.oldest()
             assert oldest is not None
@@ -406,7 +402,9 @@ class Admission:
         self._left(lane, ticket, now)
         return ticket
 
-    def _issue(self, ticket: Ticket, backend: BackendSlots, now: float) -> Permit:
+    def _dispatch(self, ticket: Ticket, now: float) -> Dispatch:
+        """Give `ticket` one of the slots that its class may have."""
+        backend = self._routing.choose(ticket, ticket.route.open[ticket.klass], self._rng)
         permit = Permit(ticket, backend, work_of(ticket), now)
         if ticket.ties is not None and backend.pool.affinity is not None:
             permit.prefill_tokens -= backend.pool.affinity.dispatched(ticket.ties, ticket.prompt_tokens, backend)
@@ -417,7 +415,7 @@ class Admission:
             self._unseen.add(permit, now)
         backend.health.dispatched(now)
         self.refresh(backend, now)
-        return permit
+        return Dispatch(ticket, permit)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 

@@ -75,8 +75,8 @@ _MARKED: Final[Mapping[str, str]] = {
     "symbol_share": "s",
 }
 """Class marks of `core.text` that are counted: first as they are, then as a share of all bytes."""
-_COUNTED: Final = "".join(_MARKED.values()).encode()
-_NUM_PLAIN: Final = sum(name.startswith("num_") for name in _MARKED)
+_PLAIN: Final = "".join(mark for name, mark in _MARKED.items() if name.startswith("num_")).encode()
+_SHARES: Final = "".join(mark for name, mark in _MARKED.items() if not name.startswith("num_")).encode()
 _TEXT: Final = (
     "text_chars",
     "num_words",
@@ -272,9 +272,9 @@ def _of_shape(facts: RequestFacts, conversation: Conversation) -> list[float]:
 def _of_text(seen: Glimpse) -> list[float]:
     head, words = seen.head, seen.words
     counts = _tally(seen.marks)
-    plain = [float(counts[i64(mark)]) for mark in _COUNTED[:_NUM_PLAIN]]
+    plain = [float(counts[i64(mark)]) for mark in _PLAIN]
     per_byte = 1.0 / (len(seen.marks) or 1)
-    shares = [float(counts[i64(mark)]) * per_byte for mark in _COUNTED[_NUM_PLAIN:]]
+    shares = [float(counts[i64(mark)]) * per_byte for mark in _SHARES]
     num_words = len(words)
     end = (seen.tail or head).rstrip()
     last_break = end.rfind("\n")
@@ -297,13 +297,14 @@ def _of_text(seen: Glimpse) -> list[float]:
 
 def _tally(marks: bytes) -> vec[i32]:
     """How often each class mark occurs."""
-    counts = vec[i32](_NO_COUNTS)
+    counts = _NO_COUNTS[:_NUM_MARKS]
     for index in range(i64(len(marks))):
         counts[i64(marks[index])] += 1
     return counts
 
 
-_NO_COUNTS: Final = vec[i32]([0] * 128)
+_NUM_MARKS: Final = 128
+_NO_COUNTS: Final = vec[i32]([0] * _NUM_MARKS)
 
 
 def _of_task(seen: Glimpse) -> list[float]:

@@ -368,6 +368,10 @@ class Route:
             backend.routes.append(self)
             self.update(backend, backend.open_mask)
 
+    def has_slot(self, klass: int) -> bool:
+        """Whether the class may have one more slot here now."""
+        return bool(self.open[klass].items) and self.pool.below_fleet_ceiling(klass)
+
     def update(self, backend: BackendSlots, mask: int) -> None:
         """Take over the open bits of `backend`."""
         for c, open_set in enumerate(self.open):

@@ -166,10 +166,10 @@ class OnlinePrior:
         blended = self._reweighted(line, static, 1.0 - corrected - history)
         if corrected > 0.0:
             moved = shift(static, mean, self._corrected_mean(line, rows, mean), line.stretch)
-            _add(blended, corrected, moved)
+            _add(blended, corrected, moved, 0)
         if history > 0.0:
             left, parts = self._nested(rows, history)
-            _add(blended, left, static)
+            _add(blended, left, static, 0)
             self._add_counts(blended, rows, parts)
         support = 0.0 if line is self._overall else line.weight
         return Blend(static, blended, mean=mean_ln(blended), static_mean=mean, static_sigma=sigma, support=support)
@@ -221,9 +221,7 @@ class OnlinePrior:
             value = reweighted[index] * odds[index]
             reweighted[index] = value
             total += value
-        scale = weight / total
-        for index in range(i64(NUM_BINS)):
-            reweighted[index] *= scale
+        _scale(reweighted, 0, weight / total)
         return reweighted
 
     def _corrected_mean(self, line: _Line, rows: list[int], mean: float) -> float:
@@ -234,11 +232,8 @@ class OnlinePrior:
 
     def _add_counts(self, blended: vec[float], rows: list[int], parts: list[float]) -> None:
         """Add to each bin the answers counted in `rows`, each row's times its part."""
-        counts = self._counts
         for row, part in zip(rows, parts, strict=True):
-            start = i64(row) * i64(NUM_BINS)
-            for index in range(i64(NUM_BINS)):
-                blended[index] += part * counts[start + index]
+            _add(blended, part, self._counts, _start_of(row))
 
     def _share(self, weight: float) -> float:
         return weight / (weight + self._settings.shift_shrinkage)
@@ -271,7 +266,7 @@ class OnlinePrior:
             left, parts = self._nested(rows, 1.0)
             history = static[where] * left
             for row, part in zip(rows, parts, strict=True):
-                history += part * self._counts[i64(row) * i64(NUM_BINS) + where]
+                history += part * self._counts[_start_of(row) + where]
         losses = [-log(max(value, 1e-3)) for value in (reweighted, corrected, history)]
         for each in (line, self._overall):
             each.losses = [self._settings.forgetting * a + b for a, b in zip(each.losses, losses, strict=True)]
@@ -297,10 +292,10 @@ class OnlinePrior:
         keep = 1.0 - 1.0 / self._settings.max_weight
         smooth = self._settings.odds_shrinkage / line.weight
         counts, forecasts, odds = line.counts, line.forecasts, line.odds
-        for index in range(i64(NUM_BINS)):
-            counts[index] *= keep
-            forecasts[index] = keep * forecasts[index] + static[index]
+        _scale(counts, 0, keep)
         _add_answer(counts, 0, where)
+        _scale(forecasts, 0, keep)
+        _add(forecasts, 1.0, static, 0)
         for index in range(i64(NUM_BINS)):
             likely = smooth * forecasts[index] + 1e-3
             odds[index] = (counts[index] + likely) / (forecasts[index] + likely)
@@ -328,15 +323,12 @@ class OnlinePrior:
     def _count(self, row: int, where: i64) -> None:
         """One more answer in bin `where` of a row; one that is full forgets as much as that."""
         limit = self._settings.max_weight
-        counts = self._counts
-        start = i64(row) * i64(NUM_BINS)
+        start = _start_of(row)
         if self._weights[row] < limit:
             self._weights[row] += 1.0
         else:
-            keep = (limit - 1.0) / limit
-            for index in range(start, start + i64(NUM_BINS)):
-                counts[index] *= keep
-        _add_answer(counts, start, where)
+            _scale(self._counts, start, (limit - 1.0) / limit)
+        _add_answer(self._counts, start, where)
 
     def _row(self, key: int) -> int:
         row = self._rows.get(key)
@@ -351,9 +343,7 @@ class OnlinePrior:
         if len(self._rows) >= self._settings.max_keys:
             _, row = self._rows.popitem(last=False)
             self._weights[row] = self._residuals[row] = self._offsets[row] = 0.0
-            start = i64(row) * i64(NUM_BINS)
-            for index in range(start, start + i64(NUM_BINS)):
-                self._counts[index] = 0.0
+            _scale(self._counts, _start_of(row), 0.0)
             return row
         row = len(self._weights)
         if row * NUM_BINS == len(self._counts):
@@ -385,9 +375,20 @@ _SLOPE_VARIANCE: Final = 0.3
 """Variance of ln(tokens) forecasts against which a tenant's tilt is shrunk to 1."""
 
 
-def _add(total: vec[float], weight: float, values: vec[float]) -> None:
+def _start_of(row: int) -> i64:
+    return i64(row) * i64(NUM_BINS)
+
+
+def _add(total: vec[float], weight: float, values: vec[float], start: i64) -> None:
+    """Add to `total` the row of `values` at `start`, times `weight`."""
     for index in range(i64(NUM_BINS)):
-        total[index] += weight * values[index]
+        total[index] += weight * values[start + index]
+
+
+def _scale(values: vec[float], start: i64, factor: float) -> None:
+    """Multiply the row of `values` at `start`."""
+    for index in range(start, start + i64(NUM_BINS)):
+        values[index] *= factor
 
 
 def _add_answer(counts: vec[float], start: i64, where: i64) -> None:

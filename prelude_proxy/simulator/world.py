@@ -104,11 +104,9 @@ class World:
         self._serial = 0
         self._due = [_NEVER_S] * len(self.engines)
         self._arrivals = iter([Job(item) for item in warmup] if warmup else self.jobs)
-        self._begins_at_s = 0.0
-        """Of the warm-up or of the plan, whichever is under way."""
 
     def run(self, on_done: Callable[[int], None] | None = None) -> None:
-        """Until every request has ended. `on_done` is told now and then how many still have not."""
+        """Until every request has ended. `on_done` is told now and then how many of the plan still have not."""
         self._policy.start(self)
         self._next_arrival(None, 0.0)
         for index in range(len(self.engines)) if self._policy.wants_samples else ():
@@ -122,7 +120,7 @@ class World:
             action(argument, now)
             count += 1
             if on_done is not None and not count % 65_536:
-                on_done(self.num_open)
+                on_done(min(self.num_open, len(self.jobs)))
 
     def at(self, time_s: float, action: Callable[[Any, float], None], argument: Any) -> None:
         """Call `action(argument, time_s)` when it is that late."""
@@ -166,7 +164,7 @@ class World:
     def _next_arrival(self, job: Job | None, now: float) -> None:
         following = next(self._arrivals, None)
         if following is not None:
-            following.arrived_s = self._begins_at_s + following.item.at_s + self._proxy_s
+            following.arrived_s += self._proxy_s
             self.at(following.arrived_s, self._next_arrival, following)
         if job is not None:
             self._policy.arrive(job, now)
@@ -220,7 +218,9 @@ class World:
     def _ended(self, now: float) -> None:
         self.num_open -= 1
         if self.num_open == len(self.jobs) and self.plan_at_s == _NEVER_S:
-            self.plan_at_s = self._begins_at_s = now
+            self.plan_at_s = now
+            for job in self.jobs:
+                job.arrived_s += now
             self._arrivals = iter(self.jobs)
             self._next_arrival(None, now)
 
