@@ -36,6 +36,7 @@ from prelude_proxy.judge import Judge
 from prelude_proxy.logs import AccessLog
 from prelude_proxy.metrics import Metrics
 from prelude_proxy.modelfile import load_model
+from prelude_proxy.pacing import Pacer
 from prelude_proxy.poller import Poller, PollerSettings
 from prelude_proxy.proxy import Engine, Proxy, ProxySettings
 from prelude_proxy.recorder import Recorder
@@ -176,6 +177,9 @@ class App:
             is_draining=lambda: self.is_draining,
             started_at=loop.time(),
         )
+        self._pacers = [
+            Pacer(spec.stream_interval_ms / 1e3, loop) if spec.stream_interval_ms else None for spec in self.classes
+        ]
         self.proxy = Proxy(
             self._proxy_settings(),
             catalog=self.catalog,
@@ -190,6 +194,7 @@ class App:
             ),
             recorder=self.recorder,
             local={("GET", "/health"): self._answer_health, ("GET", "/v1/models"): self._answer_models},
+            pacers=self._pacers,
         )
 
     def _add_backend(self, pool: Pool, slots: PoolSlots, backend: Backend, loop: asyncio.AbstractEventLoop) -> None:
@@ -327,6 +332,9 @@ class App:
 
     def _stop(self) -> None:
         self.dispatcher.close()
+        for pacer in self._pacers:
+            if pacer is not None:
+                pacer.close()
         for engine in self.engines.values():
             engine.upstream.close()
         for control in self._controls:

@@ -180,6 +180,9 @@ class ExecutionClass(_Section):
     shed: bool = False
     """Turn away at once, with 429 and `retry-after`, what cannot have its first token in time. A request with
     `x-prelude-deadline-ms` is treated so in any case."""
+    stream_interval_ms: float = Field(0.0, ge=0)
+    """While requests are held, a stream of this class that is faster goes on in pieces this far apart instead of token
+    by token, which saves work at both ends. Its beginning goes on at once, and all of it while nothing waits."""
     ladder: bool = True
     """Whether the classifier may choose it; if not, only structure, rules and headers do."""
 
@@ -202,7 +205,14 @@ DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
         "aging_s": 30.0,
         "order": "shortest",
     },
-    "deep": {"priority": 3, "prefill_stall_s": 0.2, "reserve": 0, "queue_timeout_s": 600.0, "aging_s": 60.0},
+    "deep": {
+        "priority": 3,
+        "prefill_stall_s": 0.2,
+        "reserve": 0,
+        "queue_timeout_s": 600.0,
+        "aging_s": 60.0,
+        "stream_interval_ms": 50.0,
+    },
 }
 
 

@@ -87,6 +87,8 @@ class Dispatcher:
         except asyncio.CancelledError:
             self._abandon(ticket, future)
             raise
+        finally:
+            ticket.payload = None  # ticket, future and decision hold each other: free them now, not by the collector
 
     def release(self, permit: Permit, outcome: Outcome) -> None:
         """The response body ended."""
@@ -135,6 +137,8 @@ class Dispatcher:
         self._rearm()
 
     def _rearm(self) -> None:
+        if not self.admission.num_held:
+            return
         now = self.now()
         due = self.admission.next_deadline(now)
         if due is None:

@@ -147,6 +147,11 @@ class Request:
         """Wait until a slow client has taken enough of what was written."""
         await self._connection.wait_writable()
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether the client has taken enough of what was written for more to be."""
+        return self._connection.is_writable
+
     def on_writable(self, call: Callable[[], None] | None) -> None:
         """Call this when a slow client has caught up."""
         self._connection.writable_callback = call
@@ -180,10 +185,10 @@ class _Connection(asyncio.Protocol):
         "_request",
         "_serving",
         "_url",
-        "_writable",
         "_writer_waiter",
         "closing",
         "has_answer_begun",
+        "is_writable",
         "num_requests",
         "peer",
         "server",
@@ -213,7 +218,7 @@ class _Connection(asyncio.Protocol):
         self._chunked_out = False
         self._descriptor = -1
         self._reading = True
-        self._writable = True
+        self.is_writable = True
         self._writer_waiter: asyncio.Future[None] | None = None
         self.writable_callback: Callable[[], None] | None = None
         self.has_answer_begun = False
@@ -284,11 +289,11 @@ class _Connection(asyncio.Protocol):
         return False  # a client that closes its side has gone: so do all real ones, and work for nobody costs most
 
     def pause_writing(self) -> None:
-        self._writable = False
+        self.is_writable = False
         self.since = self._loop.time()
 
     def resume_writing(self) -> None:
-        self._writable = True
+        self.is_writable = True
         if self._writer_waiter is not None and not self._writer_waiter.done():
             self._writer_waiter.set_result(None)
         if self.writable_callback is not None:
@@ -444,7 +449,7 @@ class _Connection(asyncio.Protocol):
             self.transport.writelines(pieces)
         else:
             self._write(b"".join(pieces))
-        return self._writable
+        return self.is_writable
 
     def _write(self, data: bytes) -> None:
         """At once if nothing waits to be written before it: a transport keeps it until the next turn of the loop.
@@ -462,7 +467,7 @@ class _Connection(asyncio.Protocol):
             transport.write(data)
 
     async def wait_writable(self) -> None:
-        if self._writable or self.closing:
+        if self.is_writable or self.closing:
             return
         self._writer_waiter = self._loop.create_future()
         try:
@@ -492,7 +497,7 @@ class _Connection(asyncio.Protocol):
         if self._lingering and self._serving is None:
             if waited > _LINGER_S:
                 self.abort()
-        elif not self._writable:
+        elif not self.is_writable:
             if waited > limits.stalled_s:
                 self.abort()
         elif self._serving is not None:

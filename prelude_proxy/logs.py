@@ -12,6 +12,8 @@ from prelude_proxy.records import fields_as_text, one_line, timestamp
 
 _FLUSH_S = 0.2
 _MAX_BUFFERED = 10_000
+_SLICE = 8
+"""Records formatted in one go; requests that came meanwhile go before the next ones."""
 
 Record = dict[str, Any]
 
@@ -49,7 +51,7 @@ class AccessLog:
         self._json = form == "json"
         self._stream = stream or sys.stderr
         self._buffer: list[Record] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self.num_dropped = 0
         """Records lost because the buffer was full: writing could not keep up."""
 
@@ -60,7 +62,7 @@ class AccessLog:
             return
         self._buffer.append(record)
         if self._timer is None:
-            self._timer = self._loop.call_later(_FLUSH_S, self.flush)
+            self._timer = self._loop.call_later(_FLUSH_S, self._flush_slice)
 
     def flush(self) -> None:
         """Format and write what is buffered."""
@@ -68,8 +70,17 @@ class AccessLog:
             self._timer.cancel()
             self._timer = None
         buffer, self._buffer = self._buffer, []
+        self._emit(buffer)
+
+    def _flush_slice(self) -> None:
+        buffer = self._buffer
+        self._buffer = buffer[_SLICE:]
+        self._timer = self._loop.call_soon(self._flush_slice) if self._buffer else None
+        self._emit(buffer[:_SLICE])
+
+    def _emit(self, records: list[Record]) -> None:
         form = _as_json if self._json else _as_text
-        self._stream.write("".join(form(record) for record in buffer))
+        self._stream.write("".join(form(record) for record in records))
         self._stream.flush()
 
 

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -45,12 +45,15 @@ from prelude_proxy.errors import (
 )
 from prelude_proxy.intake import Callers, request_id_of
 from prelude_proxy.judge import Judge, Verdict
+from prelude_proxy.pacing import Pacer
 from prelude_proxy.upstream import RawHeaders, Response, Upstream
 
 log = logging.getLogger("prelude_proxy")
 
 _TAIL_BYTES = 2048
 _BUSY_BODY_BYTES = 64 * 1024
+_SHOWN_AT_ONCE = 16
+"""Events at the beginning of a stream that go on as they come, whatever its pace."""
 _NO_ROUTE = b'{"detail":"Not Found"}'
 """What vLLM's web framework answers on a path the model has no task for."""
 _JSON = (b"content-type", b"application/json")
@@ -160,8 +163,9 @@ class Proxy:
         callers: Callers,
         recorder: Recorder,
         local: Mapping[tuple[str, str], Callable[[Request], None]],
+        pacers: Sequence[Pacer | None],
     ) -> None:
-        """`engines` by backend name; `local`: (method, path) → handler of what the proxy answers itself."""
+        """`engines` by backend name, `local` by (method, path) what the proxy answers itself, `pacers` by class."""
         self._settings = settings
         self._catalog = catalog
         self._judge = judge
@@ -171,6 +175,7 @@ class Proxy:
         self._recorder = recorder
         self._local = local
         self._ids = iter(range(1, 2**63))
+        self._pacers = pacers
         self._requests = DecayingRate()
         self._retries = DecayingRate()
 
@@ -299,7 +304,7 @@ class Proxy:
         headers = [field for field in end_to_end(response.headers) if field[0].lower() != b"content-length"]
         request.begin(response.status, headers + self._own_headers(exchange), length=int(length) if length else None)
         observer = StreamObserver(exchange.facts.endpoint) if is_stream else None
-        relay = Relay(self, request, exchange, engine=engine, slot=slot, observer=observer)
+        relay = Relay(self, request, exchange, response, engine=engine, slot=slot, observer=observer)
         request.on_writable(response.resume)
         try:
             await response.relay(relay)
@@ -491,6 +496,12 @@ class Proxy:
             step = self._settings.promotions[step[1]]
         return math.inf if step is None else step[0] + 1
 
+    def pacer_of(self, slot: Slot | None) -> Pacer | None:
+        """What spaces the pieces of a stream now: that of the class its slot is charged to, while somebody waits."""
+        if slot is None or not self._dispatcher.admission.num_held:
+            return None
+        return self._pacers[slot.permit.klass]
+
     def _break_off(
         self, request: Request, exchange: Exchange, observer: StreamObserver | None, error: UpstreamError
     ) -> None:
@@ -541,13 +552,25 @@ class Proxy:
 class Relay:
     """Carries one answer from the engine's connection to the client's: called with each piece as it arrives."""
 
-    __slots__ = ("_engine", "_exchange", "_look_at", "_observer", "_proxy", "_request", "_slot", "tail")
+    __slots__ = (
+        "_engine",
+        "_exchange",
+        "_look_at",
+        "_observer",
+        "_piece_at",
+        "_proxy",
+        "_request",
+        "_response",
+        "_slot",
+        "tail",
+    )
 
     def __init__(
         self,
         proxy: Proxy,
         request: Request,
         exchange: Exchange,
+        response: Response,
         *,
         engine: Engine,
         slot: Slot | None,
@@ -556,11 +579,13 @@ class Relay:
         self._proxy = proxy
         self._request = request
         self._exchange = exchange
+        self._response = response
         self._engine = engine
         self._slot = slot
         self._observer = observer
         self._look_at: float = 1
         """The number of events at which the proxy wants to know."""
+        self._piece_at = 0.0
         self.tail = b""
         """Last bytes of an answer that is not a stream: its usage stands there."""
 
@@ -574,14 +599,32 @@ class Relay:
         exchange.response_bytes += len(piece)
         if observer is None:
             self.tail = (self.tail + piece)[-_TAIL_BYTES:]
-        else:
-            observer.feed(piece)
-            if observer.num_events >= self._look_at:
-                self._look_at = self._proxy.saw_events(exchange, observer.num_events, self._engine, self._slot)
-            if is_last and not observer.has_terminator(exchange.dialect):
-                self._request.write(piece)
-                raise UpstreamError("the stream ended without its terminator", sent=True)
-        return self._request.write(piece, is_last=is_last)
+            return self._request.write(piece, is_last=is_last)
+        before = observer.num_events
+        observer.feed(piece)
+        if observer.num_events >= self._look_at:
+            self._look_at = self._proxy.saw_events(exchange, observer.num_events, self._engine, self._slot)
+        if is_last and not observer.has_terminator(exchange.dialect):
+            self._request.write(piece)
+            raise UpstreamError("the stream ended without its terminator", sent=True)
+        wants_more = self._request.write(piece, is_last=is_last)
+        return wants_more and not (before >= _SHOWN_AT_ONCE and self._rests(observer.num_events - before))
+
+    def _rests(self, num_events: int) -> bool:
+        """Whether nothing is read for an interval, since so many events have come in less than that."""
+        pacer = self._proxy.pacer_of(self._slot)
+        if pacer is None:
+            return False
+        now = pacer.now()
+        gap_s, self._piece_at = now - self._piece_at, now
+        if num_events < 2 and gap_s > pacer.interval_s / 2:
+            return False
+        pacer.rest(self._resume)
+        return True
+
+    def _resume(self) -> None:
+        if self._request.is_writable:
+            self._response.resume()
 
 
 class EngineBusyError(UpstreamError):

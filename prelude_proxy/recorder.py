@@ -80,8 +80,9 @@ class Recorder:
             tally.itl_s.observe_many(gap_s, tokens - 1)
 
     def _record(self, exchange: Exchange) -> dict[str, Any]:
-        verdict, facts = exchange.verdict, exchange.facts
-        record: dict[str, Any] = {
+        facts = exchange.facts
+        classification = exchange.verdict.classification if exchange.verdict is not None else None
+        return {
             "ts": exchange.started_at,
             "id": exchange.id,
             "peer": exchange.peer,
@@ -89,21 +90,13 @@ class Recorder:
             "path": exchange.path,
             "status": exchange.status,
             "outcome": exchange.outcome.label,
-        }
-        if facts is not None:
-            record |= {
-                "model": facts.model,
-                "tenant": facts.tenant,
-                "stream": exchange.is_streamed,
-                "prompt_tokens": facts.prompt_tokens,
-            }
-        if verdict is not None:
-            record |= {
-                "class": verdict.classification.name,
-                "reason": verdict.classification.reason,
-                "expected_tokens": round(verdict.classification.expected_tokens),
-            }
-        record |= {
+            "model": facts.model if facts is not None else None,
+            "tenant": facts.tenant if facts is not None else None,
+            "stream": exchange.is_streamed if facts is not None else None,
+            "prompt_tokens": facts.prompt_tokens if facts is not None else None,
+            "class": classification.name if classification is not None else None,
+            "reason": classification.reason if classification is not None else None,
+            "expected_tokens": round(classification.expected_tokens) if classification is not None else None,
             "output_tokens": exchange.output_tokens,
             "backend": exchange.backend,
             "attempts": exchange.num_attempts,
@@ -115,7 +108,6 @@ class Recorder:
             "error": exchange.error,
             "prompt": exchange.prompt,
         }
-        return record
 
 
 def _ms(start: float, end: float) -> float | None:

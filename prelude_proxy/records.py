@@ -21,6 +21,10 @@ def fields_as_text(record: Mapping[str, Any]) -> str:
             shown = _shown(value)
         elif isinstance(value, float):
             shown = f"{value:.1f}"
+        elif isinstance(value, bool):
+            shown = "True" if value else "False"
+        elif isinstance(value, int):
+            shown = str(value)
         else:
             shown = _shown(str(value))
         fields.append(f"{key}={shown}")

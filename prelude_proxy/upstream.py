@@ -134,10 +134,13 @@ class Response:
             UpstreamError: as `read`; what `sink` raises.
         """
         self._sink = sink
-        if self._pending or self.is_complete:
-            self._deliver()
-        while not self.is_complete and self._error is None:
-            await self._wait()
+        try:
+            if self._pending or self.is_complete:
+                self._deliver()
+            while not self.is_complete and self._error is None:
+                await self._wait()
+        finally:
+            self._sink = None  # it may hold us: what ends is freed at once, not by the collector
         if self._failure is not None:
             raise self._failure
         if self._error is not None:

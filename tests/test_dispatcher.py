@@ -20,6 +20,7 @@ def test_a_time_that_has_passed_is_a_timer_like_any_other():
     async def late(loop: asyncio.AbstractEventLoop) -> None:
         due = [time.monotonic() - 5.0]
         admission = SimpleNamespace(
+            num_held=1,
             next_deadline=lambda now: due[0] if due else None,
             changed=lambda backend, now: [],
             tick=lambda now: ticks.append(due.pop()) or [],

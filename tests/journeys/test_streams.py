@@ -82,6 +82,85 @@ async def test_events_are_relayed_at_once(proxy, backend):
     await exchange.end()
 
 
+DEEP = [("x-prelude-class", "deep")]
+
+
+async def held_up(make_proxy, backend, interval_ms: float):
+    """A proxy whose one slot is taken by a long stream beyond its beginning, and whether another request waits for it.
+
+    Returns the proxy, the stream's client and its exchange.
+    """
+    classes = {"deep": {"stream_interval_ms": interval_ms}}
+    proxy = await make_proxy(backend, window=1, admission={"trust_class_header": True}, classes=classes)
+    client = await proxy.client()
+    await client.request("POST", PATH, chat(stream=True), DEEP)
+    exchange = await backend.next()
+    await exchange.start()
+    await exchange.token()
+    assert (await client.head()).status == 200
+    await client.chunk()
+    for number in range(20):
+        await exchange.token(f"t{number} ")
+        assert f"t{number} ".encode() in await soon(client.chunk(), 1)
+    return proxy, client, exchange
+
+
+async def rest(proxy, exchange) -> None:
+    """Tokens, until the proxy has found the stream too fast."""
+    connection = next(iter(next(iter(proxy.app.engines.values())).upstream._busy))
+    async with asyncio.timeout(5):
+        while not connection._paused:
+            await exchange.token("fast ")
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.both_loops
+async def test_a_long_stream_goes_on_in_larger_pieces_while_others_wait(make_proxy, backend):
+    """What comes within the interval leaves as one piece, every byte of it; the end is not held back beyond it."""
+    proxy, client, exchange = await held_up(make_proxy, backend, 1000.0)
+    waiting = await proxy.client()
+    await waiting.request("POST", PATH, chat(), DEEP)
+    await proxy.held(1)
+    await rest(proxy, exchange)
+    for number in range(5):
+        await exchange.token(f"late{number} ")
+    seen = b""
+    while b"late" not in seen:
+        seen = await client.chunk()
+    assert [seen.count(b"late%d " % number) for number in range(5)] == [1] * 5
+    await exchange.end()
+    assert (await soon(client.rest(), 5)).endswith(b"data: [DONE]\n\n")
+    following = await backend.next()
+    await following.reply()
+    assert (await waiting.answer()).status == 200
+    await proxy.idle()
+
+
+async def test_a_long_stream_goes_on_token_by_token_while_nobody_waits(make_proxy, backend):
+    """However fast it is."""
+    proxy, client, exchange = await held_up(make_proxy, backend, 60_000.0)
+    for number in range(20):
+        await exchange.token(f"more{number} ")
+        assert f"more{number} ".encode() in await soon(client.chunk(), 1)
+    await exchange.end()
+    assert (await soon(client.rest(), 1)).endswith(b"data: [DONE]\n\n")
+    await proxy.idle()
+
+
+async def test_a_client_that_leaves_while_its_stream_rests_ends_the_work(make_proxy, backend):
+    """And the slot goes to who waits."""
+    proxy, client, exchange = await held_up(make_proxy, backend, 60_000.0)
+    waiting = await proxy.client()
+    await waiting.request("POST", PATH, chat(), DEEP)
+    await proxy.held(1)
+    await rest(proxy, exchange)
+    client.leave()
+    await exchange.aborted(1)
+    await (await backend.next()).reply()
+    assert (await waiting.answer()).status == 200
+    await proxy.idle()
+
+
 async def test_stream_that_outgrows_its_class_is_charged_to_the_next(make_proxy, backend):
     """A fast request that turns out long gives its slot of the fast class back; it is never cut."""
     classes = {
