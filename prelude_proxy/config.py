@@ -180,6 +180,10 @@ class ExecutionClass(_Section):
     shed: bool = False
     """Turn away at once, with 429 and `retry-after`, what cannot have its first token in time. A request with
     `x-prelude-deadline-ms` is treated so in any case."""
+    keepalive_after_s: float | None = Field(None, gt=0)
+    """A stream of this class that has had no answer for this long gets status 200 and a comment (`: keep-alive`), and
+    another each time it passes: some load balancers cut connections that are idle for 60 s. What goes wrong afterwards
+    is an error event in the stream. None: nothing is sent before the engine answers, so the status stays honest."""
     stream_interval_ms: float = Field(0.0, ge=0)
     """While requests are held, a stream of this class that is faster goes on in pieces this far apart instead of token
     by token, which saves work at both ends. Its beginning goes on at once, and all of it while nothing waits."""

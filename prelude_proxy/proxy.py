@@ -43,6 +43,7 @@ from prelude_proxy.errors import (
     UpstreamStaleError,
     UpstreamTimeoutError,
 )
+from prelude_proxy.heartbeat import Heartbeat
 from prelude_proxy.intake import Callers, request_id_of
 from prelude_proxy.judge import Judge, Verdict
 from prelude_proxy.pacing import Pacer
@@ -111,6 +112,8 @@ class Exchange:
     output_tokens: int | None = None
     is_streamed: bool = False
     promoted_to: int | None = None
+    heartbeat: Heartbeat | None = None
+    """Of a stream that may show signs of life before its answer."""
     prompt: str | None = None
     """Only when logging of prompts was asked for."""
 
@@ -254,6 +257,7 @@ class Proxy:
             await self._pass_through(request, exchange, route)
             return
         ticket = self._ticket(request, exchange, route, len(body))
+        exchange.heartbeat = self._heartbeat(request, exchange)
         while True:
             exchange.num_attempts += 1
             try:
@@ -301,8 +305,12 @@ class Proxy:
         is_stream = response.status == 200 and b"text/event-stream" in (response.header(b"content-type") or b"")
         exchange.is_streamed = is_stream
         length = response.header(b"content-length")
-        headers = [field for field in end_to_end(response.headers) if field[0].lower() != b"content-length"]
-        request.begin(response.status, headers + self._own_headers(exchange), length=int(length) if length else None)
+        if exchange.heartbeat is not None and await self._ends_heartbeat(request, exchange, response):
+            return
+        if not request.has_answer_begun:
+            headers = [field for field in end_to_end(response.headers) if field[0].lower() != b"content-length"]
+            length_bytes = int(length) if length else None
+            request.begin(response.status, headers + self._own_headers(exchange), length=length_bytes)
         observer = StreamObserver(exchange.facts.endpoint) if is_stream else None
         relay = Relay(self, request, exchange, response, engine=engine, slot=slot, observer=observer)
         request.on_writable(response.resume)
@@ -333,6 +341,8 @@ class Proxy:
 
     def _close(self, exchange: Exchange) -> None:
         exchange.finished_at = self._dispatcher.now()
+        if exchange.heartbeat is not None:
+            exchange.heartbeat.stop()
         if exchange.ready_at and not exchange.dispatched_at:
             exchange.held_s = exchange.finished_at - exchange.ready_at
         if exchange.lesson is not None:
@@ -459,6 +469,37 @@ class Proxy:
         finally:
             response.abort()
 
+    def _heartbeat(self, request: Request, exchange: Exchange) -> Heartbeat | None:
+        assert exchange.verdict is not None
+        assert exchange.facts is not None
+        after_s = self._judge.classes[exchange.verdict.klass].keepalive_after_s
+        if after_s is None or not exchange.facts.stream:
+            return None
+        headers = [(b"x-request-id", exchange.id.encode()), (b"x-prelude-class", exchange.class_name.encode())]
+        return Heartbeat(request, headers, after_s, asyncio.get_running_loop())
+
+    async def _ends_heartbeat(self, request: Request, exchange: Exchange, response: Response) -> bool:
+        """The engine answers; returns whether its answer is on its way already.
+
+        With the head gone, anything but a stream can only be said as an error event.
+
+        Raises:
+            UpstreamError: the engine broke off.
+        """
+        assert exchange.heartbeat is not None
+        if exchange.is_streamed:
+            await response.peek(1)  # an engine sends its head long before its first token
+        exchange.heartbeat.stop()
+        if exchange.is_streamed or not request.has_answer_begun:
+            return False
+        said = await response.read_all(_BUSY_BODY_BYTES)
+        exchange.outcome = _outcome_of_status(response.status)
+        exchange.error = said.decode("utf-8", "replace")
+        if b"\n" in said or not said.startswith(b"{"):
+            said = error_body(exchange.dialect, response.status, exchange.error)
+        request.write(error_event(exchange.dialect, said), is_last=True)
+        return True
+
     def _own_headers(self, exchange: Exchange) -> RawHeaders:
         headers = [(b"x-request-id", exchange.id.encode())]
         if exchange.verdict is not None:
@@ -530,6 +571,11 @@ class Proxy:
         if exchange.facts is not None:
             exchange.facts.forget_payload()
         body = error_body(exchange.dialect, status, str(error), kind=kind, param=param)
+        if exchange.heartbeat is not None:
+            exchange.heartbeat.stop()
+            if request.has_answer_begun:
+                request.write(error_event(exchange.dialect, body), is_last=True)
+                return
         request.respond(status, [_JSON, *self._own_headers(exchange), *(headers or ())], body)
 
     def _may_retry(self, exchange: Exchange) -> bool:

@@ -158,6 +158,8 @@ class ClassSpec:
     """The first token is wanted this long after arrival, unless a header says otherwise."""
     shed: bool = False
     """Turn away what cannot have its first token by then (a deadline the client gave sheds in any case)."""
+    keepalive_after_s: float | None = None
+    """A stream that has had no answer for this long gets 200 and comments; None: nothing before the engine answers."""
     stream_interval_ms: float = 0.0
     """While requests are held, its streams go on in pieces this far apart; 0: each piece as it comes."""
     ladder: bool = True
