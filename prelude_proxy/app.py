@@ -30,6 +30,7 @@ from prelude_proxy.core.window import Window
 from prelude_proxy.dispatcher import Dispatcher
 from prelude_proxy.downstream import DownstreamLimits, Request, Server
 from prelude_proxy.errors import ConfigError
+from prelude_proxy.exchange import Engine
 from prelude_proxy.intake import Caller, Callers
 from prelude_proxy.journal import Journal, JournalSettings
 from prelude_proxy.judge import Judge
@@ -38,7 +39,7 @@ from prelude_proxy.metrics import Metrics
 from prelude_proxy.modelfile import load_model
 from prelude_proxy.pacing import Pacer
 from prelude_proxy.poller import Poller, PollerSettings
-from prelude_proxy.proxy import Engine, Proxy, ProxySettings
+from prelude_proxy.proxy import Proxy, ProxySettings
 from prelude_proxy.recorder import Recorder
 from prelude_proxy.reload import Reloader
 from prelude_proxy.upstream import Upstream, UpstreamTimeouts

@@ -17,7 +17,7 @@ from prelude_proxy.core.headers import request_head
 from prelude_proxy.core.telemetry import Sample, has_telemetry, parse_metrics
 from prelude_proxy.dispatcher import Dispatcher
 from prelude_proxy.errors import UpstreamError
-from prelude_proxy.proxy import Engine
+from prelude_proxy.exchange import Engine
 from prelude_proxy.upstream import Upstream
 
 log = logging.getLogger("prelude_proxy.poller")

@@ -14,18 +14,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from prelude_proxy.classifier import Observation
 from prelude_proxy.core.admission import DropReason
-from prelude_proxy.core.affinity import Ties
 from prelude_proxy.core.catalog import Catalog
 from prelude_proxy.core.deadlines import patience_of
 from prelude_proxy.core.dialects import error_body
-from prelude_proxy.core.domain import Dialect, Endpoint, EngineKind, RequestFacts
+from prelude_proxy.core.domain import Endpoint, EngineKind, RequestFacts
 from prelude_proxy.core.headers import end_to_end, request_head
-from prelude_proxy.core.lessons import Lesson
 from prelude_proxy.core.limits import BackendSlots, Route
 from prelude_proxy.core.outcome import Outcome
 from prelude_proxy.core.parse import dialect_of, endpoint_of, parse_request
@@ -43,84 +40,22 @@ from prelude_proxy.errors import (
     UpstreamStaleError,
     UpstreamTimeoutError,
 )
+from prelude_proxy.exchange import Engine, Exchange
 from prelude_proxy.heartbeat import Heartbeat
 from prelude_proxy.intake import Callers, request_id_of
-from prelude_proxy.judge import Judge, Verdict
+from prelude_proxy.judge import Judge
 from prelude_proxy.pacing import Pacer
-from prelude_proxy.upstream import RawHeaders, Response, Upstream
+from prelude_proxy.relay import Relay
+from prelude_proxy.upstream import RawHeaders, Response
 
 log = logging.getLogger("prelude_proxy")
 
-_TAIL_BYTES = 2048
 _BUSY_BODY_BYTES = 64 * 1024
-_SHOWN_AT_ONCE = 16
-"""Events at the beginning of a stream that go on as they come, whatever its pace."""
 _NO_ROUTE = b'{"detail":"Not Found"}'
 """What vLLM's web framework answers on a path the model has no task for."""
 _JSON = (b"content-type", b"application/json")
 # vLLM --max-num-queued-reqs, SGLang --max-queued-requests and gateways between us and them word it differently
 _BUSY_WORDS = (b"busy", b"queue", b"overload", b"too many", b"capacity")
-
-
-@dataclass(slots=True)
-class Engine:
-    """A backend as the journey needs it: its slots, its connections, what it speaks."""
-
-    slots: BackendSlots
-    upstream: Upstream
-    kind: EngineKind
-    has_telemetry: bool
-    extra_headers: Mapping[bytes, bytes] = field(default_factory=dict)
-    """Sent to this backend in place of the client's (its API key)."""
-    class_headers: tuple[Mapping[bytes, bytes], ...] = ()
-    """By class: in-engine priority."""
-
-
-@dataclass(slots=True)
-class Exchange:
-    """Everything about one request that outlives its stages; becomes the access record and the metrics."""
-
-    id: str
-    method: str
-    path: str
-    arrival: float
-    """Event-loop clock, seconds."""
-    started_at: float
-    """Wall clock, seconds since the epoch."""
-    dialect: Dialect
-    peer: str | None = None
-    facts: RequestFacts | None = None
-    verdict: Verdict | None = None
-    observation: Observation | None = None
-    lesson: Lesson[Observation] | None = None
-    ties: Ties | None = None
-    """What ties it to a backend."""
-    outcome: Outcome = Outcome.INTERNAL
-    status: int = 0
-    error: str | None = None
-    backend: str | None = None
-    num_attempts: int = 0
-    held_s: float = 0.0
-    classify_s: float = 0.0
-    ready_at: float = 0.0
-    """When it was classified and asked for a slot."""
-    dispatched_at: float = 0.0
-    first_token_at: float = 0.0
-    finished_at: float = 0.0
-    request_bytes: int = 0
-    response_bytes: int = 0
-    output_tokens: int | None = None
-    is_streamed: bool = False
-    promoted_to: int | None = None
-    heartbeat: Heartbeat | None = None
-    """Of a stream that may show signs of life before its answer."""
-    prompt: str | None = None
-    """Only when logging of prompts was asked for."""
-
-    @property
-    def class_name(self) -> str:
-        """Class it was given, or empty when it never came to that."""
-        return self.verdict.classification.name if self.verdict else ""
 
 
 class Recorder(Protocol):
@@ -593,84 +528,6 @@ class Proxy:
             return False
         self._retries.add(now)
         return True
-
-
-class Relay:
-    """Carries one answer from the engine's connection to the client's: called with each piece as it arrives."""
-
-    __slots__ = (
-        "_engine",
-        "_exchange",
-        "_look_at",
-        "_observer",
-        "_piece_at",
-        "_proxy",
-        "_request",
-        "_response",
-        "_slot",
-        "tail",
-    )
-
-    def __init__(
-        self,
-        proxy: Proxy,
-        request: Request,
-        exchange: Exchange,
-        response: Response,
-        *,
-        engine: Engine,
-        slot: Slot | None,
-        observer: StreamObserver | None,
-    ) -> None:
-        self._proxy = proxy
-        self._request = request
-        self._exchange = exchange
-        self._response = response
-        self._engine = engine
-        self._slot = slot
-        self._observer = observer
-        self._look_at: float = 1
-        """The number of events at which the proxy wants to know."""
-        self._piece_at = 0.0
-        self.tail = b""
-        """Last bytes of an answer that is not a stream: its usage stands there."""
-
-    def __call__(self, piece: bytes, is_last: bool) -> bool:
-        """Send on `piece`; returns whether the client can take more.
-
-        Raises:
-            UpstreamError: a stream ended without its terminator.
-        """
-        exchange, observer = self._exchange, self._observer
-        exchange.response_bytes += len(piece)
-        if observer is None:
-            self.tail = (self.tail + piece)[-_TAIL_BYTES:]
-            return self._request.write(piece, is_last=is_last)
-        before = observer.num_events
-        observer.feed(piece)
-        if observer.num_events >= self._look_at:
-            self._look_at = self._proxy.saw_events(exchange, observer.num_events, self._engine, self._slot)
-        if is_last and not observer.has_terminator(exchange.dialect):
-            self._request.write(piece)
-            raise UpstreamError("the stream ended without its terminator", sent=True)
-        wants_more = self._request.write(piece, is_last=is_last)
-        return wants_more and not (before >= _SHOWN_AT_ONCE and self._rests(observer.num_events - before))
-
-    def _rests(self, num_events: int) -> bool:
-        """Whether nothing is read for an interval, since so many events have come in less than that."""
-        pacer = self._proxy.pacer_of(self._slot)
-        if pacer is None:
-            return False
-        now = pacer.now()
-        gap_s, self._piece_at = now - self._piece_at, now
-        if num_events < 2 and gap_s > pacer.interval_s / 2:
-            return False
-        pacer.rest(self._resume)
-        return True
-
-    def _resume(self) -> None:
-        if self._request.is_writable:
-            self._response.resume()
 
 
 class EngineBusyError(UpstreamError):
