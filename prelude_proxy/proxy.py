@@ -247,17 +247,20 @@ class Proxy:
             length_bytes = int(length) if length else None
             request.begin(response.status, headers + self._own_headers(exchange), length=length_bytes)
         observer = StreamObserver(exchange.facts.endpoint) if is_stream else None
-        relay = Relay(self, request, exchange, response, engine=engine, slot=slot, observer=observer)
+        relay = Relay(self, request, exchange, engine=engine, slot=slot, observer=observer)
         request.on_writable(response.resume)
         try:
             await response.relay(relay)
         except UpstreamError as error:
             if not exchange.response_bytes:
                 raise  # the head is not sent before the first piece: this can still become an honest error
+            relay.flush()
             self._break_off(request, exchange, observer, error)
             exchange.error = str(error)
             exchange.outcome = Outcome.STREAM_BROKEN
             return
+        finally:
+            relay.forget()
         exchange.output_tokens = observer.output_tokens if observer else find_usage(relay.tail)
         exchange.outcome = _outcome_of_status(response.status)
 

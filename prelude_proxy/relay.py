@@ -9,7 +9,6 @@ from prelude_proxy.dispatcher import Slot
 from prelude_proxy.downstream import Request
 from prelude_proxy.errors import UpstreamError
 from prelude_proxy.exchange import Engine, Exchange
-from prelude_proxy.upstream import Response
 
 if TYPE_CHECKING:
     from prelude_proxy.proxy import Proxy
@@ -25,12 +24,12 @@ class Relay:
     __slots__ = (
         "_engine",
         "_exchange",
+        "_kept",
         "_look_at",
         "_observer",
-        "_piece_at",
         "_proxy",
         "_request",
-        "_response",
+        "_sent_at",
         "_slot",
         "tail",
     )
@@ -40,7 +39,6 @@ class Relay:
         proxy: Proxy,
         request: Request,
         exchange: Exchange,
-        response: Response,
         *,
         engine: Engine,
         slot: Slot | None,
@@ -49,18 +47,19 @@ class Relay:
         self._proxy = proxy
         self._request = request
         self._exchange = exchange
-        self._response = response
         self._engine = engine
         self._slot = slot
         self._observer = observer
         self._look_at: float = 1
         """The number of events at which the proxy wants to know."""
-        self._piece_at = 0.0
+        self._kept: list[bytes] = []
+        """Pieces that go on together at the pacer's call."""
+        self._sent_at = 0.0
         self.tail = b""
         """Last bytes of an answer that is not a stream: its usage stands there."""
 
     def __call__(self, piece: bytes, is_last: bool) -> bool:
-        """Send on `piece`; returns whether the client can take more.
+        """Send on `piece`, now or with those that follow soon; returns whether the client can take more.
 
         Raises:
             UpstreamError: a stream ended without its terminator.
@@ -70,28 +69,52 @@ class Relay:
         if observer is None:
             self.tail = (self.tail + piece)[-_TAIL_BYTES:]
             return self._request.write(piece, is_last=is_last)
-        before = observer.num_events
         observer.feed(piece)
-        if observer.num_events >= self._look_at:
-            self._look_at = self._proxy.saw_events(exchange, observer.num_events, self._engine, self._slot)
+        num_events = observer.num_events
+        if num_events >= self._look_at:
+            self._look_at = self._proxy.saw_events(exchange, num_events, self._engine, self._slot)
+        if self._kept or (num_events > _SHOWN_AT_ONCE and not is_last and self._is_too_soon()):
+            self._kept.append(piece)
+            if not is_last:
+                return self._request.is_writable
+            piece = self._taken()
         if is_last and not observer.has_terminator(exchange.dialect):
             self._request.write(piece)
             raise UpstreamError("the stream ended without its terminator", sent=True)
-        wants_more = self._request.write(piece, is_last=is_last)
-        return wants_more and not (before >= _SHOWN_AT_ONCE and self._rests(observer.num_events - before))
+        return self._request.write(piece, is_last=is_last)
 
-    def _rests(self, num_events: int) -> bool:
-        """Whether nothing is read for an interval, since so many events have come in less than that."""
+    def _is_too_soon(self) -> bool:
+        """Whether a piece comes so soon after the last one that it is kept for those that follow."""
         pacer = self._proxy.pacer_of(self._slot)
         if pacer is None:
             return False
         now = pacer.now()
-        gap_s, self._piece_at = now - self._piece_at, now
-        if num_events < 2 and gap_s > pacer.interval_s / 2:
+        gap_s, self._sent_at = now - self._sent_at, now
+        if gap_s > pacer.interval_s / 2:
             return False
-        pacer.rest(self._resume)
+        pacer.call_later(self._send_kept)
         return True
 
-    def _resume(self) -> None:
-        if self._request.is_writable:
-            self._response.resume()
+    def _send_kept(self, now: float) -> None:
+        self._sent_at = now
+        try:
+            self.flush()
+        except ConnectionError:  # the client has gone: the task that relays is about to learn that
+            self._kept.clear()
+
+    def flush(self) -> None:
+        """Send on what was kept.
+
+        Raises:
+            ConnectionError: the client has gone.
+        """
+        if self._kept:
+            self._request.write(self._taken())
+
+    def forget(self) -> None:
+        """Nothing more is to go out: the connection may serve another request by the time the pacer calls."""
+        self._kept.clear()
+
+    def _taken(self) -> bytes:
+        kept, self._kept = self._kept, []
+        return b"".join(kept)

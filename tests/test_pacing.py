@@ -1,4 +1,4 @@
-"""Resting streams are woken after their interval, neighbours together, and never after the end."""
+"""Streams are called after their interval, neighbours together, and never after the end."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def woken() -> list[str]:
 def test_each_is_woken_once_after_its_interval(clock, woken):
     """Not before three quarters of it, and not after all of it."""
     pacer = Pacer(1.0, clock)
-    pacer.rest(lambda: woken.append("a"))
+    pacer.call_later(lambda now: woken.append("a"))
     clock.run_until(100.5)
-    pacer.rest(lambda: woken.append("b"))
+    pacer.call_later(lambda now: woken.append("b"))
     clock.run_until(100.99)
     assert woken == []
     clock.run_until(101.0)
@@ -73,7 +73,7 @@ def test_neighbours_are_woken_together(clock, woken):
     """One timer serves all that are due within a quarter of an interval."""
     pacer = Pacer(1.0, clock)
     for index in range(3):
-        pacer.rest(lambda index=index: woken.append(index))
+        pacer.call_later(lambda now, index=index: woken.append(index))
         clock.run_until(clock.now + 0.1)
     clock.run_until(101.0)
     assert woken == [0, 1, 2]
@@ -84,11 +84,11 @@ def test_one_that_is_woken_may_rest_again(clock, woken):
     """As a fast stream does, interval after interval."""
     pacer = Pacer(1.0, clock)
 
-    def again() -> None:
-        woken.append(clock.now)
-        pacer.rest(again)
+    def again(now: float) -> None:
+        woken.append(now)
+        pacer.call_later(again)
 
-    pacer.rest(again)
+    pacer.call_later(again)
     clock.run_until(103.5)
     assert woken == [101.0, 102.0, 103.0]
 
@@ -96,7 +96,7 @@ def test_one_that_is_woken_may_rest_again(clock, woken):
 def test_nobody_is_woken_after_the_end(clock, woken):
     """Closing forgets who rests, and the timer."""
     pacer = Pacer(1.0, clock)
-    pacer.rest(lambda: woken.append("a"))
+    pacer.call_later(lambda now: woken.append("a"))
     pacer.close()
     clock.run_until(110.0)
     assert woken == []

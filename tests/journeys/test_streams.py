@@ -105,23 +105,23 @@ async def held_up(make_proxy, backend, interval_ms: float):
     return proxy, client, exchange
 
 
-async def rest(proxy, exchange) -> None:
-    """Tokens, until the proxy has found the stream too fast."""
+async def keeping(proxy, exchange) -> None:
+    """Tokens, until the proxy has found the stream too fast and keeps one back."""
     connection = next(iter(next(iter(proxy.app.engines.values())).upstream._busy))
     async with asyncio.timeout(5):
-        while not connection._paused:
+        while not connection.exchange._sink._kept:
             await exchange.token("fast ")
             await asyncio.sleep(0.001)
 
 
 @pytest.mark.both_loops
 async def test_a_long_stream_goes_on_in_larger_pieces_while_others_wait(make_proxy, backend):
-    """What comes within the interval leaves as one piece, every byte of it; the end is not held back beyond it."""
+    """What comes within the interval leaves as one piece, every byte of it."""
     proxy, client, exchange = await held_up(make_proxy, backend, 1000.0)
     waiting = await proxy.client()
     await waiting.request("POST", PATH, chat(), DEEP)
     await proxy.held(1)
-    await rest(proxy, exchange)
+    await keeping(proxy, exchange)
     for number in range(5):
         await exchange.token(f"late{number} ")
     seen = b""
@@ -129,11 +129,45 @@ async def test_a_long_stream_goes_on_in_larger_pieces_while_others_wait(make_pro
         seen = await client.chunk()
     assert [seen.count(b"late%d " % number) for number in range(5)] == [1] * 5
     await exchange.end()
-    assert (await soon(client.rest(), 5)).endswith(b"data: [DONE]\n\n")
-    following = await backend.next()
-    await following.reply()
+    await client.rest()
+    await (await backend.next()).reply()
     assert (await waiting.answer()).status == 200
     await proxy.idle()
+
+
+async def test_the_end_of_a_long_stream_is_never_kept_back(make_proxy, backend):
+    """It takes along what was, and the slot goes to who waits at once."""
+    proxy, client, exchange = await held_up(make_proxy, backend, 60_000.0)
+    waiting = await proxy.client()
+    await waiting.request("POST", PATH, chat(), DEEP)
+    await proxy.held(1)
+    await keeping(proxy, exchange)
+    await exchange.token("late ")
+    await exchange.end()
+    body = await soon(client.rest(), 2)
+    assert body.index(b"fast ") < body.index(b"late ")
+    assert body.endswith(b"data: [DONE]\n\n")
+    await (await backend.next()).reply()
+    assert (await waiting.answer()).status == 200
+    await proxy.idle()
+
+
+async def test_a_long_stream_that_breaks_loses_nothing_that_was_kept(make_proxy, backend):
+    """All that came goes before the error event."""
+    proxy, client, exchange = await held_up(make_proxy, backend, 60_000.0)
+    waiting = await proxy.client()
+    await waiting.request("POST", PATH, chat(), DEEP)
+    await proxy.held(1)
+    await keeping(proxy, exchange)
+    connection = next(iter(next(iter(proxy.app.engines.values())).upstream._busy))
+    relay = connection.exchange._sink
+    num_kept = len(relay._kept)
+    await exchange.token("late ")
+    await eventually(lambda: len(relay._kept) > num_kept)
+    exchange.reset()
+    body = await soon(client.rest(), 2)
+    assert body.index(b"late ") < body.index(b'"error"')
+    waiting.leave()
 
 
 async def test_a_long_stream_goes_on_token_by_token_while_nobody_waits(make_proxy, backend):
@@ -147,13 +181,13 @@ async def test_a_long_stream_goes_on_token_by_token_while_nobody_waits(make_prox
     await proxy.idle()
 
 
-async def test_a_client_that_leaves_while_its_stream_rests_ends_the_work(make_proxy, backend):
+async def test_a_client_that_leaves_while_pieces_are_kept_ends_the_work(make_proxy, backend):
     """And the slot goes to who waits."""
     proxy, client, exchange = await held_up(make_proxy, backend, 60_000.0)
     waiting = await proxy.client()
     await waiting.request("POST", PATH, chat(), DEEP)
     await proxy.held(1)
-    await rest(proxy, exchange)
+    await keeping(proxy, exchange)
     client.leave()
     await exchange.aborted(1)
     await (await backend.next()).reply()
