@@ -432,9 +432,8 @@ class Proxy:
             return False
         said = await response.read_all(_BUSY_BODY_BYTES)
         exchange.outcome = _outcome_of_status(response.status)
-        exchange.error = said.decode("utf-8", "replace")
         if b"\n" in said or not said.startswith(b"{"):
-            said = error_body(exchange.dialect, response.status, exchange.error)
+            said = error_body(exchange.dialect, response.status, said.decode("utf-8", "replace"))
         request.write(error_event(exchange.dialect, said), is_last=True)
         return True
 

@@ -86,10 +86,7 @@ DEEP = [("x-prelude-class", "deep")]
 
 
 async def held_up(make_proxy, backend, interval_ms: float):
-    """A proxy whose one slot is taken by a long stream beyond its beginning, and whether another request waits for it.
-
-    Returns the proxy, the stream's client and its exchange.
-    """
+    """A proxy whose one slot is taken by a long stream beyond its beginning, the stream's client and its exchange."""
     classes = {"deep": {"stream_interval_ms": interval_ms}}
     proxy = await make_proxy(backend, window=1, admission={"trust_class_header": True}, classes=classes)
     client = await proxy.client()
@@ -105,23 +102,29 @@ async def held_up(make_proxy, backend, interval_ms: float):
     return proxy, client, exchange
 
 
-async def keeping(proxy, exchange) -> None:
-    """Tokens, until the proxy has found the stream too fast and keeps one back."""
-    connection = next(iter(next(iter(proxy.app.engines.values())).upstream._busy))
+def relay_of(proxy):
+    """What carries the one answer under way."""
+    engine = next(iter(proxy.app.engines.values()))
+    return next(iter(engine.upstream._busy)).exchange._sink
+
+
+async def kept_back(make_proxy, backend, interval_ms: float):
+    """As `held_up`, with another request held, and the stream so fast that a piece is kept back; its client as well."""
+    proxy, client, exchange = await held_up(make_proxy, backend, interval_ms)
+    waiting = await proxy.client()
+    await waiting.request("POST", PATH, chat(), DEEP)
+    await proxy.held(1)
     async with asyncio.timeout(5):
-        while not connection.exchange._sink._kept:
+        while not relay_of(proxy)._kept:
             await exchange.token("fast ")
             await asyncio.sleep(0.001)
+    return proxy, client, exchange, waiting
 
 
 @pytest.mark.both_loops
 async def test_a_long_stream_goes_on_in_larger_pieces_while_others_wait(make_proxy, backend):
     """What comes within the interval leaves as one piece, every byte of it."""
-    proxy, client, exchange = await held_up(make_proxy, backend, 1000.0)
-    waiting = await proxy.client()
-    await waiting.request("POST", PATH, chat(), DEEP)
-    await proxy.held(1)
-    await keeping(proxy, exchange)
+    proxy, client, exchange, waiting = await kept_back(make_proxy, backend, 1000.0)
     for number in range(5):
         await exchange.token(f"late{number} ")
     seen = b""
@@ -137,11 +140,7 @@ async def test_a_long_stream_goes_on_in_larger_pieces_while_others_wait(make_pro
 
 async def test_the_end_of_a_long_stream_is_never_kept_back(make_proxy, backend):
     """It takes along what was, and the slot goes to who waits at once."""
-    proxy, client, exchange = await held_up(make_proxy, backend, 60_000.0)
-    waiting = await proxy.client()
-    await waiting.request("POST", PATH, chat(), DEEP)
-    await proxy.held(1)
-    await keeping(proxy, exchange)
+    proxy, client, exchange, waiting = await kept_back(make_proxy, backend, 60_000.0)
     await exchange.token("late ")
     await exchange.end()
     body = await soon(client.rest(), 2)
@@ -154,13 +153,8 @@ async def test_the_end_of_a_long_stream_is_never_kept_back(make_proxy, backend):
 
 async def test_a_long_stream_that_breaks_loses_nothing_that_was_kept(make_proxy, backend):
     """All that came goes before the error event."""
-    proxy, client, exchange = await held_up(make_proxy, backend, 60_000.0)
-    waiting = await proxy.client()
-    await waiting.request("POST", PATH, chat(), DEEP)
-    await proxy.held(1)
-    await keeping(proxy, exchange)
-    connection = next(iter(next(iter(proxy.app.engines.values())).upstream._busy))
-    relay = connection.exchange._sink
+    proxy, client, exchange, waiting = await kept_back(make_proxy, backend, 60_000.0)
+    relay = relay_of(proxy)
     num_kept = len(relay._kept)
     await exchange.token("late ")
     await eventually(lambda: len(relay._kept) > num_kept)
@@ -183,11 +177,7 @@ async def test_a_long_stream_goes_on_token_by_token_while_nobody_waits(make_prox
 
 async def test_a_client_that_leaves_while_pieces_are_kept_ends_the_work(make_proxy, backend):
     """And the slot goes to who waits."""
-    proxy, client, exchange = await held_up(make_proxy, backend, 60_000.0)
-    waiting = await proxy.client()
-    await waiting.request("POST", PATH, chat(), DEEP)
-    await proxy.held(1)
-    await keeping(proxy, exchange)
+    proxy, client, exchange, waiting = await kept_back(make_proxy, backend, 60_000.0)
     client.leave()
     await exchange.aborted(1)
     await (await backend.next()).reply()
