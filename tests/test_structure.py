@@ -74,3 +74,16 @@ def test_every_lint_exception_has_its_reason():
         if len(found[1].split()) < 2
     ]
     assert not bare
+
+
+def test_the_image_is_built_from_files_that_are_let_in():
+    """`.dockerignore` shuts out all but a list; a file that the Dockerfile copies and the list forgets ends the build."""
+    lines = [line.split() for line in (ROOT / "Dockerfile").read_text().splitlines()]
+    copied = [Path(name) for words in lines if words[:1] == ["COPY"] and "=" not in words[1] for name in words[1:-1]]
+    let_in = {
+        Path(line.removeprefix("!")) for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")
+    }
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert name in let_in
