@@ -77,7 +77,7 @@ def test_every_lint_exception_has_its_reason():
 
 
 def test_the_image_is_built_from_files_that_are_let_in():
-    """`.dockerignore` shuts out all but a list; a file that the Dockerfile copies and the list forgets ends the build."""
+    """`.dockerignore` shuts out all but a list; a file that is copied and not on the list ends the build."""
     lines = [line.split() for line in (ROOT / "Dockerfile").read_text().splitlines()]
     copied = [Path(name) for words in lines if words[:1] == ["COPY"] and "=" not in words[1] for name in words[1:-1]]
     let_in = {
