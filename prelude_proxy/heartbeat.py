@@ -22,6 +22,8 @@ class Heartbeat:
         self._request = request
         self._headers = headers
         self._after_s = after_s
+        self.has_begun = False
+        """Status and head have gone out."""
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = loop.call_later(after_s, self._beat)
 
@@ -34,7 +36,8 @@ class Heartbeat:
     def _beat(self) -> None:
         request = self._request
         self._timer = self._loop.call_later(self._after_s, self._beat)
-        if not request.has_answer_begun:
+        if not self.has_begun:
+            self.has_begun = True
             request.begin(200, (*_HEADERS, *self._headers), length=None)
         if request.is_writable:
             try:

@@ -239,13 +239,13 @@ class Proxy:
         exchange.status = response.status
         is_stream = response.status == 200 and b"text/event-stream" in (response.header(b"content-type") or b"")
         exchange.is_streamed = is_stream
-        length = response.header(b"content-length")
         if exchange.heartbeat is not None and await self._ends_heartbeat(request, exchange, response):
             return
-        if not request.has_answer_begun:
+        if exchange.heartbeat is None or not exchange.heartbeat.has_begun:
+            length = response.header(b"content-length")
             headers = [field for field in end_to_end(response.headers) if field[0].lower() != b"content-length"]
-            length_bytes = int(length) if length else None
-            request.begin(response.status, headers + self._own_headers(exchange), length=length_bytes)
+            headers += self._own_headers(exchange)
+            request.begin(response.status, headers, length=int(length) if length else None)
         observer = StreamObserver(exchange.facts.endpoint) if is_stream else None
         relay = Relay(self, request, exchange, engine=engine, slot=slot, observer=observer)
         request.on_writable(response.resume)
@@ -428,7 +428,7 @@ class Proxy:
         if exchange.is_streamed:
             await response.peek(1)  # an engine sends its head long before its first token
         exchange.heartbeat.stop()
-        if exchange.is_streamed or not request.has_answer_begun:
+        if exchange.is_streamed or not exchange.heartbeat.has_begun:
             return False
         said = await response.read_all(_BUSY_BODY_BYTES)
         exchange.outcome = _outcome_of_status(response.status)
@@ -508,11 +508,9 @@ class Proxy:
         if exchange.facts is not None:
             exchange.facts.forget_payload()
         body = error_body(exchange.dialect, status, str(error), kind=kind, param=param)
-        if exchange.heartbeat is not None:
-            exchange.heartbeat.stop()
-            if request.has_answer_begun:
-                request.write(error_event(exchange.dialect, body), is_last=True)
-                return
+        if exchange.heartbeat is not None and exchange.heartbeat.has_begun:
+            request.write(error_event(exchange.dialect, body), is_last=True)
+            return
         request.respond(status, [_JSON, *self._own_headers(exchange), *(headers or ())], body)
 
     def _may_retry(self, exchange: Exchange) -> bool:

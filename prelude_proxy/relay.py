@@ -100,7 +100,7 @@ class Relay:
         try:
             self.flush()
         except ConnectionError:  # the client has gone: the task that relays is about to learn that
-            self._kept.clear()
+            self.forget()
 
     def flush(self) -> None:
         """Send on what was kept.

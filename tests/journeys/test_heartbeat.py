@@ -138,6 +138,19 @@ async def test_an_engine_that_dies_before_its_first_token_is_an_error_event(prox
     await proxy.idle()
 
 
+async def test_a_whole_answer_that_breaks_before_any_comment_is_an_honest_error(make_proxy, backend):
+    """No head has gone out yet, so the status can still tell."""
+    classes = {"deep": {"keepalive_after_s": 60.0}}
+    proxy = await make_proxy(backend, window=1, admission={"trust_class_header": True}, classes=classes)
+    client = await ask(proxy)
+    exchange = await backend.next()
+    await exchange.write(b"HTTP/1.1 500 Oh\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n")
+    await asyncio.sleep(0.05)
+    exchange.close()
+    assert (await client.answer()).status == 502
+    await proxy.idle()
+
+
 async def test_a_client_that_leaves_between_comments(proxy, backend):
     """Its ticket is cancelled, nothing beats on, and who waits behind it gets the slot."""
     first = await occupied(proxy, backend)
