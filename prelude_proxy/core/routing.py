@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from prelude_proxy.core.limits import BackendSlots, OpenSet
     from prelude_proxy.core.queues import Ticket
 
-_LOOKED_AT: Final = 8
-_PREFILL_TOKENS_A_SLOT: Final = 256.0
-"""Prompt tokens yet to be prefilled that slow a batch as much as one more answer in it."""
+_LOOKED_AT: Final = 16
+_TOKENS_AHEAD_A_SLOT: Final = 64.0
+"""Prompt tokens of others yet to be prefilled that weigh as much as one more answer in the batch: they come first."""
+_OWN_TOKENS_A_SLOT: Final = 256.0
+"""The same of its own prompt: they slow the batch, and nobody is before them."""
 
 
 class RoutingPolicy(Protocol):
@@ -84,12 +86,13 @@ def _drawn(
 
 
 def _occupancy(backend: BackendSlots) -> tuple[float, int]:
-    taken = backend.num_in_use + backend.pending_prefill_tokens / _PREFILL_TOKENS_A_SLOT
+    taken = backend.num_in_use + backend.pending_prefill_tokens / _TOKENS_AHEAD_A_SLOT
     return taken / (backend.window.size * backend.weight), backend.outstanding_work
 
 
 def _occupancy_with(backend: BackendSlots, prefill_tokens: int) -> float:
-    taken = backend.num_in_use + 1 + (backend.pending_prefill_tokens + prefill_tokens) / _PREFILL_TOKENS_A_SLOT
+    ahead = backend.num_in_use + backend.pending_prefill_tokens / _TOKENS_AHEAD_A_SLOT
+    taken = ahead + 1 + prefill_tokens / _OWN_TOKENS_A_SLOT
     return taken / (backend.window.size * backend.weight)
 
 
