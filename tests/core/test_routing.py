@@ -62,7 +62,7 @@ def test_requests_of_one_tick_spread(ties):
 
 
 def test_a_large_fleet_is_sampled_and_stays_even():
-    """The best of eight random backends: the fullest holds little more than its share."""
+    """The best of sixteen random backends: the fullest holds little more than its share."""
     fleet = Fleet(200)
     for _ in range(1000):
         fleet.send()
