@@ -214,7 +214,7 @@ DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
         "prefill_stall_s": 0.2,
         "reserve": 0,
         "queue_timeout_s": 600.0,
-        "aging_s": 60.0,
+        "aging_s": 15.0,
         "stream_interval_ms": 50.0,
     },
 }
