@@ -41,8 +41,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: Sequence[str], port: int, cpu: int, log: Path) -> Iterator[int]:
-    """Runs a command pinned to a CPU until it answers; yields its process id; ends its whole group afterwards."""
+def running(command: Sequence[str], port: int, cpu: int, log: Path, *, model: str = "stub") -> Iterator[int]:
+    """Runs a command pinned to a CPU; yields its process id once it answers; ends its whole group afterwards."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True,
@@ -50,7 +50,7 @@ def running(command: Sequence[str], port: int, cpu: int, log: Path) -> Iterator[
             env=environment(),
         )  # fmt: skip
     try:
-        wait_for(process, port, log)
+        wait_for(process, port, log, model)
         yield process.pid
     finally:
         with suppress(ProcessLookupError):
@@ -74,7 +74,7 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(HERE.parent)}
 
 
-def wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def wait_for(process: subprocess.Popen[bytes], port: int, log: Path, model: str) -> None:
     """Blocks until a chat request through `port` is answered 200."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -82,7 +82,7 @@ def wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             break
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0) as sock:
             sock.settimeout(5.0)
-            sock.sendall(request_bytes(port, stream=False))
+            sock.sendall(request_bytes(port, stream=False, model=model))
             if b" 200 " in sock.recv(64)[:16]:
                 return
         time.sleep(0.1)
@@ -132,10 +132,10 @@ def rss_mb(pid: int) -> float:
 # --- load -------------------------------------------------------------------------------------------------------------
 
 
-def request_bytes(port: int, *, stream: bool, prompt: str = PROMPT, klass: str = "") -> bytes:
+def request_bytes(port: int, *, stream: bool, prompt: str = PROMPT, klass: str = "", model: str = "stub") -> bytes:
     """A chat request, as OpenAI's client would send it; asks for a lower class if one is given."""
     messages = [{"role": "user", "content": prompt}]
-    body = json.dumps({"model": "stub", "messages": messages, "max_tokens": TOKENS, "stream": stream}).encode()
+    body = json.dumps({"model": model, "messages": messages, "max_tokens": TOKENS, "stream": stream}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
     head += f"x-prelude-class: {klass}\r\n" if klass else ""
     return f"{head}authorization: Bearer sk-1234\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body

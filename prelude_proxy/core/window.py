@@ -6,8 +6,9 @@ what the engine is *known to run at once*, and a little more:
 - *Proof.* An answer that has begun is a request that runs. As many as have begun and not ended, run side by side;
   telemetry says the same every now and then. Every new proof moves the window up at once, with no need of a sample.
 - *The limit is not known*: the window is one or a sixteenth above the proof, so it grows by that a round trip, and no
-  more than that is in the engine's queue when the limit is met. In samples slots that a reserve keeps free count as
-  proof, else it would hide what the engine can run; only there, for what is proven like that may be met at once.
+  more than that is in the engine's queue when the limit is met. Slots that a reserve keeps free count as proof too, else
+  it would hide what the engine can run; but one step at a time, each after tickets have waited for it for 2 s and no
+  queue was seen: in that time what is urgent tries them, and a limit is met before slow work has taken the reserve.
 - *The limit is met* when two samples in a row show a queue (a request that arrives during a step waits for its end on
   an idle engine too): any at all as long as the limit is not known, one longer than `feed` later. The window becomes
   what the engine ran at most in the last second, plus `feed`. It does not matter whether batch slots or KV cache end.
@@ -43,6 +44,7 @@ _WAY_DIVISOR: Final = 4
 _PEAK_S: Final = 1.0
 _FIRST_REST_S: Final = 2.0
 _LAST_REST_S: Final = 32.0
+_TRIED_S: Final = 2.0
 _KV_FULL: Final = 0.95
 _TRUST_SHARE: Final = 0.5
 _TTFT_TOLERANCE: Final = 2.0
@@ -67,6 +69,7 @@ class Window:
         "_rests_until",
         "_ttft_long",
         "_ttft_short",
+        "_waits_since",
         "feed",
         "is_kv_bound",
         "is_static",
@@ -94,6 +97,7 @@ class Window:
         self._preemptions: float | None = None
         self._rests_until = 0.0
         self._rest_s = _FIRST_REST_S
+        self._waits_since = math.inf
         self._ttft_short = 0.0
         self._ttft_long = 0.0
 
@@ -105,7 +109,7 @@ class Window:
             in_use: permits out.
             wanted: tickets are held that would use a further slot.
             now: when.
-            kept: free slots that a reserve keeps from who would use them; they count while the limit is not known.
+            kept: free slots that a reserve keeps from who would use them; they may count while the limit is not known.
         """
         if self.is_static or sample.running is None or sample.waiting is None:
             return
@@ -124,7 +128,7 @@ class Window:
             self.is_kv_bound = is_cache_full
             self._meet(self._peak * ours, now)
         else:
-            self._prove(math.floor(sample.running * ours), now, kept=kept)
+            self._prove(math.floor(sample.running * ours), now, kept=kept if self._have_waited(wanted, now) else 0)
         self._allow_for_the_way(sample, ours, is_full=wanted and in_use >= self.size)
 
     def observe_first_token(
@@ -159,6 +163,14 @@ class Window:
             self._on_the_way = max(0, before - 1)
         if self._on_the_way != before:
             self._set(self.limit, feed=self._feed)
+
+    def _have_waited(self, wanted: bool, now: float) -> bool:
+        """Whether tickets have waited long enough for what a reserve keeps free; if so, the time begins anew."""
+        self._waits_since = min(self._waits_since, now) if wanted else math.inf
+        if now - self._waits_since < _TRIED_S:
+            return False
+        self._waits_since = now
+        return True
 
     def _is_cache_full(self, sample: Sample) -> bool:
         before, self._preemptions = self._preemptions, sample.preemptions

@@ -159,18 +159,29 @@ def test_a_ceiling_is_a_count_or_a_share(ceiling, room):
 
 
 def test_an_unknown_limit_is_not_hidden_by_a_reserve():
-    """Six slots are kept there too; they count as proof, so that ever more deep requests find what the engine runs."""
+    """Six slots are kept there too; tried for 2 s they count as proof, so that deep requests find what the engine runs."""
     bench = Bench(16)
     bench.traffic(FAST, rate=20.0, stay_s=0.2)
     backend = bench.pool.backends[0]
     window = backend.window = Window(initial=16, maximum=99, feed=1)
     assert bench.room(DEEP) == [10]
-    for index in range(200):
+    sizes = []
+    for index in range(400):
         while backend.compute_mask() >> DEEP & 1:
             bench.issue(DEEP)
         in_use = backend.num_in_use
         window.observe(Sample(in_use, 0), in_use=in_use, wanted=True, now=index / 4, kept=backend.num_kept_free())
+        sizes.append(window.size)
+    assert sizes[7:9] == [16, 17]
     assert (window.size, len(backend.permits[DEEP])) == (99, 93)
+
+
+def test_kept_slots_prove_nothing_while_nobody_waits_for_them():
+    """Else the window would have grown beyond the engine by the time that somebody does."""
+    window = Window(initial=16, maximum=99, feed=1)
+    for index in range(100):
+        window.observe(Sample(10, 0), in_use=10, wanted=False, now=index / 4, kept=6)
+    assert window.size == 16
 
 
 def test_the_feed_belongs_to_urgent_classes_where_they_have_traffic():
