@@ -6,7 +6,7 @@ what the engine is *known to run at once*, and a little more:
 - *Proof.* An answer that has begun is a request that runs. As many as have begun and not ended, run side by side;
   telemetry says the same every now and then. Every new proof moves the window up at once, with no need of a sample.
 - *The limit is not known*: the window is one or a sixteenth above the proof, so it grows by that a round trip, and no
-  more than that is in the engine's queue when the limit is met. Slots that a reserve keeps free count as proof too, else
+  more than that is in the engine's queue when the limit is met. Slots that a reserve keeps free count as proof too, or
   it would hide what the engine can run; but one step at a time, each after tickets have waited for it for 2 s and no
   queue was seen: in that time what is urgent tries them, and a limit is met before slow work has taken the reserve.
 - *The limit is met* when two samples in a row show a queue (a request that arrives during a step waits for its end on

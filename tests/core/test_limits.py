@@ -159,7 +159,7 @@ def test_a_ceiling_is_a_count_or_a_share(ceiling, room):
 
 
 def test_an_unknown_limit_is_not_hidden_by_a_reserve():
-    """Six slots are kept there too; tried for 2 s they count as proof, so that deep requests find what the engine runs."""
+    """Six are kept there too; tried for 2 s they count as proof, so that deep requests find what the engine runs."""
     bench = Bench(16)
     bench.traffic(FAST, rate=20.0, stay_s=0.2)
     backend = bench.pool.backends[0]
