@@ -101,7 +101,7 @@ def summarise(result: RunResult, slo_s: Mapping[str, float] = DEFAULT_SLO_S) -> 
     records = result.records
     done = [record for record in records if record.ok]
     rejected = sum(record.status in REJECT_STATUSES for record in records)
-    by_tenant = _grouped(records, lambda record: record.tenant)
+    by_tenant = grouped(records, lambda record: record.tenant)
     return RunSummary(
         target=result.target,
         rounds=1,
@@ -112,13 +112,13 @@ def summarise(result: RunResult, slo_s: Mapping[str, float] = DEFAULT_SLO_S) -> 
         tokens_per_s=sum(record.tokens for record in done) / result.makespan_s if result.makespan_s else 0.0,
         makespan_s=result.makespan_s,
         max_late_s=result.max_late_s,
-        goodput=_goodput(records, slo_s),
-        jain_goodput=jain_index([_goodput(group, slo_s) or 0.0 for group in by_tenant.values()]),
+        goodput=goodput_of(records, slo_s),
+        jain_goodput=jain_index([goodput_of(group, slo_s) or 0.0 for group in by_tenant.values()]),
         jain_served=jain_index([_served_share(group, result.window_s) for group in by_tenant.values()]),
         classes={
             name: _class_summary(group, result.gaps.get(name), slo_s)
             for name, group in sorted(
-                _grouped(records, lambda record: record.klass).items(), key=lambda pair: class_order(pair[0])
+                grouped(records, lambda record: record.klass).items(), key=lambda pair: class_order(pair[0])
             )
         },
         errors=_errors(records),
@@ -147,12 +147,13 @@ def _class_summary(
             p99=gaps.quantile(0.99) if gaps else None,
             mean=sum(gap_means) / len(gap_means) if gap_means else None,
         ),
-        goodput=_goodput(records, slo_s),
+        goodput=goodput_of(records, slo_s),
         as_class=sum(record.served_as == record.klass for record in told) / len(told) if told else None,
     )
 
 
-def _goodput(records: Sequence[RequestRecord], slo_s: Mapping[str, float]) -> float | None:
+def goodput_of(records: Sequence[RequestRecord], slo_s: Mapping[str, float] = DEFAULT_SLO_S) -> float | None:
+    """Share of `records` that are good; None of none."""
     return sum(is_good(record, slo_s) for record in records) / len(records) if records else None
 
 
@@ -162,9 +163,10 @@ def _served_share(records: Sequence[RequestRecord], window_s: float) -> float:
     return served / wanted if wanted else 0.0
 
 
-def _grouped(
+def grouped(
     records: Iterable[RequestRecord], key: Callable[[RequestRecord], str | None]
 ) -> dict[str, list[RequestRecord]]:
+    """Records by what `key` says of them; those of which it says None are left out."""
     groups: dict[str, list[RequestRecord]] = {}
     for record in records:
         name = key(record)
