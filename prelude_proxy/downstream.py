@@ -121,11 +121,6 @@ class Request:
         """Called once by the connection when the body is complete."""
         self._body = body
 
-    @property
-    def has_answer_begun(self) -> bool:
-        """Whether anything of an answer was handed to the connection."""
-        return self._connection.has_answer_begun
-
     def respond(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """A whole answer at once."""
         self.begin(status, headers, length=len(body))
@@ -187,7 +182,6 @@ class _Connection(asyncio.Protocol):
         "_url",
         "_writer_waiter",
         "closing",
-        "has_answer_begun",
         "is_writable",
         "num_requests",
         "peer",
@@ -221,7 +215,6 @@ class _Connection(asyncio.Protocol):
         self.is_writable = True
         self._writer_waiter: asyncio.Future[None] | None = None
         self.writable_callback: Callable[[], None] | None = None
-        self.has_answer_begun = False
         self.closing = False
         self._lingering = False
         self.num_requests = 0
@@ -384,7 +377,6 @@ class _Connection(asyncio.Protocol):
 
     def _serve(self, request: Request) -> None:
         self._serving = request
-        self.has_answer_begun = False
         self.task = task = self._loop.create_task(self.server.handler(request))
         task.add_done_callback(self._served)
 
@@ -414,7 +406,6 @@ class _Connection(asyncio.Protocol):
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def write_head(self, request: Request, status: int, headers: RawHeaders, length: int | None) -> None:
-        self.has_answer_begun = True
         line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
         parts = [line]
         for name, value in headers:

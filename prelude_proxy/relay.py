@@ -73,7 +73,7 @@ class Relay:
         num_events = observer.num_events
         if num_events >= self._look_at:
             self._look_at = self._proxy.saw_events(exchange, num_events, self._engine, self._slot)
-        if self._kept or (num_events > _SHOWN_AT_ONCE and not is_last and self._is_too_soon()):
+        if self._kept or (num_events > _SHOWN_AT_ONCE and not is_last and self._begins_keeping()):
             self._kept.append(piece)
             if not is_last:
                 return self._request.is_writable
@@ -83,8 +83,8 @@ class Relay:
             raise UpstreamError("the stream ended without its terminator", sent=True)
         return self._request.write(piece, is_last=is_last)
 
-    def _is_too_soon(self) -> bool:
-        """Whether a piece comes so soon after the last one that it is kept for those that follow."""
+    def _begins_keeping(self) -> bool:
+        """Whether a piece comes so soon after the last one that it is kept until the pacer, asked for that, calls."""
         pacer = self._proxy.pacer_of(self._slot)
         if pacer is None:
             return False
