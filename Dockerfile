@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 FROM python:3.13-slim AS build
-# the compiler turns the core into C (hatch_build.py); it does not get into the image
+# the compiler turns core and data path into C (hatch_build.py); it does not get into the image
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /src
 RUN python -m venv /opt/prelude && /opt/prelude/bin/pip install --no-cache-dir --upgrade pip

@@ -1,4 +1,4 @@
-"""Wheels carry the compiled core where a C compiler is found; PRELUDE_COMPILE=0 leaves it out, =1 insists on it."""
+"""Wheels carry core and data path compiled if there is a C compiler; PRELUDE_COMPILE=0 leaves that out, =1 insists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "scripts"))
 from compiling import compile_into, outputs
 
 
-class CompiledCore(BuildHookInterface[Any]):
+class Compiled(BuildHookInterface[Any]):
     """Adds the extension modules to a wheel. An editable install stays plain Python: scripts/compile does that."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ class CompiledCore(BuildHookInterface[Any]):
         except (Exception, SystemExit) as error:
             if wanted == "1":
                 raise
-            self.app.display_warning(f"the core is not compiled, it runs as plain Python: {error}")
+            self.app.display_warning(f"nothing is compiled, it runs as plain Python: {error}")
             return
         for path in outputs(root):
             build_data["force_include"][str(Path(self._built.name) / path)] = str(path)

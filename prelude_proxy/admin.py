@@ -15,9 +15,10 @@ from prometheus_client.metrics_core import Metric
 from prelude_proxy import __version__
 from prelude_proxy.core.health import BreakerState
 from prelude_proxy.core.limits import BackendSlots
+from prelude_proxy.core.tally import Counter
 from prelude_proxy.dispatcher import Dispatcher
 from prelude_proxy.judge import Judge
-from prelude_proxy.metrics import Counter, Metrics, counter, gauge
+from prelude_proxy.metrics import Metrics, counter, gauge
 from prelude_proxy.poller import Poller
 
 _BREAKER_VALUES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}

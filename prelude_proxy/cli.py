@@ -8,7 +8,7 @@ from prelude_proxy import __version__
 from prelude_proxy.commands import bench, classifier, demo, engine, serve
 from prelude_proxy.core import rates
 
-_FORM = "plain Python" if str(rates.__file__).endswith(".py") else "compiled core"
+_FORM = "plain Python" if str(rates.__file__).endswith(".py") else "compiled"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

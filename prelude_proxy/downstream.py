@@ -160,8 +160,8 @@ class Request:
         self._connection.abort()
 
 
-class _Connection(asyncio.Protocol):
-    """One client connection."""
+class _Connection:
+    """One client connection: an `asyncio.Protocol`, but for the base class, which a compiled class cannot have."""
 
     __slots__ = (
         "_body_bytes",
@@ -551,7 +551,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.is_closing = False
         self._connections: set[_Connection] = set()
-        self._server: asyncio.Server | None = None
+        self._server: Any = None  # uvloop's is no `asyncio.Server`
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, host: str, port: int, backlog: int) -> int:
@@ -560,10 +560,13 @@ class Server:
         Raises:
             OSError: the address cannot be used.
         """
-        self._server = await self.loop.create_server(lambda: _Connection(self), host, port, backlog=backlog)
+        self._server = await self.loop.create_server(self._accept, host, port, backlog=backlog)
         self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
         number: int = self._server.sockets[0].getsockname()[1]
         return number
+
+    def _accept(self) -> Any:
+        return _Connection(self)
 
     @property
     def connections(self) -> list[_Connection]:

@@ -30,26 +30,15 @@ class Engine:
     """By class: in-engine priority."""
 
 
-@dataclass(slots=True)
 class Exchange:
     """Everything about one request that outlives its stages; becomes the access record and the metrics."""
 
-    id: str
-    method: str
-    path: str
-    arrival: float
-    """Event-loop clock, seconds."""
-    started_at: float
-    """Wall clock, seconds since the epoch."""
-    dialect: Dialect
-    peer: str | None = None
     facts: RequestFacts | None = None
     verdict: Verdict | None = None
     observation: Observation | None = None
     lesson: Lesson[Observation] | None = None
     ties: Ties | None = None
     """What ties it to a backend."""
-    outcome: Outcome = Outcome.INTERNAL
     status: int = 0
     error: str | None = None
     backend: str | None = None
@@ -70,6 +59,28 @@ class Exchange:
     """Of a stream that may show signs of life before its answer."""
     prompt: str | None = None
     """Only when logging of prompts was asked for."""
+
+    def __init__(
+        self,
+        request_id: str,
+        *,
+        method: str,
+        path: str,
+        arrival: float,
+        started_at: float,
+        dialect: Dialect,
+        peer: str | None,
+    ) -> None:
+        self.id = request_id
+        self.method = method
+        self.path = path
+        self.arrival = arrival
+        """Event-loop clock, seconds."""
+        self.started_at = started_at
+        """Wall clock, seconds since the epoch."""
+        self.dialect = dialect
+        self.peer = peer
+        self.outcome = Outcome.INTERNAL
 
     @property
     def class_name(self) -> str:

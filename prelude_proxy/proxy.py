@@ -268,7 +268,7 @@ class Proxy:
 
     def _open(self, request: Request) -> Exchange:
         return Exchange(
-            id=request_id_of(request.headers),
+            request_id_of(request.headers),
             method=request.method,
             path=request.path,
             arrival=self._dispatcher.now(),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from prelude_proxy.core.outcome import Outcome
+from prelude_proxy.core.tally import count
 from prelude_proxy.exchange import Exchange
 from prelude_proxy.judge import Judge
 from prelude_proxy.logs import AccessLog
-from prelude_proxy.metrics import Metrics, count
+from prelude_proxy.metrics import Metrics
 
 _ADMIT_LABEL = {
     Outcome.REJECTED_SATURATED: "rejected",

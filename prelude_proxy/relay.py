@@ -50,7 +50,7 @@ class Relay:
         self._engine = engine
         self._slot = slot
         self._observer = observer
-        self._look_at: float = 1
+        self._look_at = 1.0
         """The number of events at which the proxy wants to know."""
         self._kept: list[bytes] = []
         """Pieces that go on together at the pacer's call."""

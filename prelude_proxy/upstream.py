@@ -11,7 +11,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -110,19 +110,23 @@ class Response:
         return pending[0] if len(pending) == 1 else b"".join(pending)
 
     async def read_all(self, limit_bytes: int) -> bytes:
-        """The whole body.
+        """The rest of the body, as a whole.
 
         Raises:
             UpstreamError: as `read`, or it is longer than `limit_bytes`.
         """
         pieces: list[bytes] = []
         size = 0
-        while piece := await self.read():
+
+        def take(piece: bytes, _is_last: bool) -> bool:
+            nonlocal size
             pieces.append(piece)
             size += len(piece)
             if size > limit_bytes:
-                self.abort()
                 raise UpstreamProtocolError(f"the answer is longer than {limit_bytes} bytes", sent=True)
+            return True
+
+        await self.relay(take)
         return b"".join(pieces)
 
     async def relay(self, sink: Sink) -> None:
@@ -235,8 +239,8 @@ class Response:
             self._waiter = None
 
 
-class _Connection(asyncio.Protocol):
-    """One connection; at most one exchange on it at a time."""
+class _Connection:
+    """One connection; at most one exchange on it at a time. A protocol without the base class, as in `downstream`."""
 
     __slots__ = (
         "_body_until_close",
@@ -362,6 +366,15 @@ class _Connection(asyncio.Protocol):
             if exchange.num_pending > _PAUSE_BYTES:
                 self.pause()
 
+    def eof_received(self) -> bool:
+        return False  # the transport closes
+
+    def pause_writing(self) -> None:
+        """A request is written whole: nothing more is to come that could wait."""
+
+    def resume_writing(self) -> None:
+        """As `pause_writing`."""
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         exchange = self.exchange
@@ -480,9 +493,8 @@ class Upstream:
     async def _connect(self) -> _Connection:
         try:
             async with asyncio.timeout(self._timeouts.connect_s):
-                _, connection = await self._loop.create_connection(
-                    lambda: _Connection(self._loop, self._on_free), self._host, self._port, ssl=self._tls
-                )
+                connection: _Connection
+                _, connection = await self._loop.create_connection(self._open, self._host, self._port, ssl=self._tls)
         except TimeoutError:
             raise UpstreamConnectError(f"no connection within {self._timeouts.connect_s:g} s") from None
         except OSError as error:
@@ -490,6 +502,9 @@ class Upstream:
         if connection.closed:
             raise UpstreamConnectError("the connection was closed as soon as it was made")
         return connection
+
+    def _open(self) -> Any:
+        return _Connection(self._loop, self._on_free)
 
     def _take_idle(self) -> _Connection | None:
         now = self._loop.time()

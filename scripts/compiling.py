@@ -1,7 +1,8 @@
-"""The decision core as C: mypyc compiles the very source that runs interpreted otherwise.
+"""The decision core and the way of a request as C: mypyc compiles the very source that runs interpreted otherwise.
 
-Only what is pure is compiled: it touches no event loop, no socket and no library whose type stubs might not be true
-(compiled code checks types where they meet). The interpreted form is the same program, some two times slower.
+The rest is run once a start, a scrape or a page, and stays interpreted. Compiled code checks types where they meet, and
+what a library's stubs declare is not always true: where it is not, the source says `Any`. The interpreted form is the
+same program, some two times slower.
 """
 
 from __future__ import annotations
@@ -14,6 +15,22 @@ from pathlib import Path
 
 PACKAGE = "prelude_proxy"
 GROUP = f"{PACKAGE}__mypyc"
+ON_THE_WAY = (
+    "classifier",
+    "dispatcher",
+    "downstream",
+    "exchange",
+    "heartbeat",
+    "intake",
+    "judge",
+    "pacing",
+    "proxy",
+    "recorder",
+    "records",
+    "relay",
+    "upstream",
+)
+"""What each request or each piece of an answer passes, beside the core."""
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 
@@ -21,7 +38,7 @@ def sources(root: Path) -> list[Path]:
     """What is compiled, relative to the repository's `root`."""
     core = sorted((root / PACKAGE / "core").glob("*.py"))
     chosen = [path for path in core if path.name != "__init__.py"]
-    chosen += [root / PACKAGE / "classifier.py", root / PACKAGE / "judge.py", root / PACKAGE / "records.py"]
+    chosen += [root / PACKAGE / f"{name}.py" for name in ON_THE_WAY]
     return [path.relative_to(root) for path in chosen]
 
 

@@ -22,4 +22,4 @@ def pytest_configure() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if any((ROOT / path).exists() for path in outputs(ROOT)) and not is_current(ROOT):
-        pytest.exit("the compiled core is older than its source: scripts/compile, or scripts/compile --remove", 4)
+        pytest.exit("what is compiled is older than its source: scripts/compile, or scripts/compile --remove", 4)

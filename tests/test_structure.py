@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
 from pathlib import Path
 
 import pytest
+
+from prelude_proxy import downstream, upstream
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "prelude_proxy"
@@ -49,6 +52,13 @@ def test_only_the_composition_root_builds_the_application():
     for path in PACKAGE.rglob("*.py"):
         if path.name not in {"app.py", "cli.py"} and "commands" not in path.parts:
             assert "prelude_proxy.app" not in imports(path), path
+
+
+@pytest.mark.parametrize("module", [downstream, upstream])
+def test_connections_are_protocols_in_all_but_name(module):
+    """A compiled class has no interpreted base: whatever asyncio may call on a protocol must be there without it."""
+    missing = [name for name in dir(asyncio.Protocol) if not hasattr(module._Connection, name)]
+    assert not [name for name in missing if not name.startswith("_")]
 
 
 def test_every_test_states_the_behaviour_it_checks():

@@ -155,7 +155,10 @@ class BackendSlots:
     @property
     def num_in_use(self) -> int:
         """Slots in use: the number of live permits (invariant 1)."""
-        return sum(map(len, self.permits))
+        total = 0
+        for permits in self.permits:
+            total += len(permits)
+        return total
 
     @property
     def reserves(self) -> Sequence[int]:

@@ -14,12 +14,13 @@ from prelude_proxy.core.domain import Dialect, Endpoint
 _MARK: Final = b"\ndata:"
 _CARRY: Final = len(_MARK) - 1
 _TAIL_BYTES: Final = 2048
+_RECENT_BYTES: Final = 2 * _TAIL_BYTES
+"""As much is kept before it is cut to the tail: so most pieces cost no copy of it."""
 _DONE: Final = re.compile(rb"(?:\A|\n)data: ?\[DONE\]")
 _RESPONSE_END: Final = re.compile(rb'(?:\nevent: ?|"type": ?")response\.(?:completed|incomplete|failed)\b')
 _RESPONSE_END_BYTES: Final = 48
 _MESSAGE_END: Final = re.compile(rb'(?:\A|\n)event: ?(?:message_stop|error)\b|"type": ?"message_stop"')
 _USAGE: Final = re.compile(rb'"(?:completion_tokens|output_tokens|generated_tokens)"\s*:\s*(\d+)')
-_PROMPT: Final = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d+)')
 
 _TGI_END: Final = re.compile(rb'"generated_text"\s*:\s*"|"error"\s*:')
 
@@ -36,7 +37,7 @@ _OVERHEAD: Final = {
 class StreamObserver:
     """Counts the events of one SSE body as its bytes pass."""
 
-    __slots__ = ("_carry", "_endpoint", "_has_ended", "_overhead", "_tail", "num_events")
+    __slots__ = ("_carry", "_endpoint", "_has_ended", "_overhead", "_recent", "_recent_bytes", "num_events")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.num_events = 0
@@ -44,7 +45,8 @@ class StreamObserver:
         self._has_ended = False
         self._overhead = _OVERHEAD.get(endpoint, 0)
         self._carry = b"\n"
-        self._tail = b""
+        self._recent: list[bytes] = []
+        self._recent_bytes = 0
 
     def feed(self, chunk: bytes) -> None:
         """See the next bytes."""
@@ -54,8 +56,16 @@ class StreamObserver:
         if self._endpoint is Endpoint.RESPONSES and not self._has_ended:  # its last event may be longer than the tail
             start = self._tail[-_RESPONSE_END_BYTES:] or b"\n"
             self._has_ended = _RESPONSE_END.search(start + chunk) is not None
-        # most chunks are shorter than the tail: one concatenation each, bounded
-        self._tail = chunk[-_TAIL_BYTES:] if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
+        self._recent.append(chunk)
+        self._recent_bytes += len(chunk)
+        if self._recent_bytes > _RECENT_BYTES:
+            self._recent = [self._tail]
+            self._recent_bytes = len(self._recent[0])
+
+    @property
+    def _tail(self) -> bytes:
+        """The last bytes seen; put together only when they are looked at."""
+        return b"".join(self._recent)[-_TAIL_BYTES:]
 
     @property
     def estimated_tokens(self) -> int:
@@ -89,12 +99,6 @@ class StreamObserver:
 def find_usage(body: bytes) -> int | None:
     """The last count of output tokens in a JSON body or the tail of a stream."""
     found = _USAGE.findall(body)
-    return int(found[-1]) if found else None
-
-
-def find_prompt_usage(body: bytes) -> int | None:
-    """The last count of prompt tokens in a JSON body or the tail of a stream."""
-    found = _PROMPT.findall(body)
     return int(found[-1]) if found else None
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prelude_proxy.core.domain import Dialect, Endpoint
-from prelude_proxy.core.sse import StreamObserver, error_event, find_prompt_usage, find_usage
+from prelude_proxy.core.sse import StreamObserver, error_event, find_usage
 
 CHAT = (
     b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
@@ -67,12 +67,16 @@ def test_anthropic_streams_end_with_message_stop():
 
 
 def test_memory_is_bounded_by_the_tail():
-    """A long stream leaves only its last two kilobytes behind."""
-    observer = StreamObserver(Endpoint.COMPLETIONS)
-    for _ in range(1000):
-        observer.feed(b"data: " + b"x" * 5000 + b"\n\n")
-    assert len(observer._tail) <= 2048
-    assert observer.num_events == 1000
+    """A long stream leaves no more than its last four kilobytes behind, whatever the size of its pieces."""
+    for size in (1, 200, 2047, 2048, 5000):
+        observer = StreamObserver(Endpoint.COMPLETIONS)
+        for _ in range(1000):
+            observer.feed(b"data: " + b"x" * size + b"\n\n")
+            assert sum(map(len, observer._recent)) <= 4096
+        assert observer.num_events == 1000
+        observer.feed(b'data: {"usage":{"completion_tokens":7}}\n\ndata: [DONE]\n\n')
+        assert observer.has_terminator(Dialect.OPENAI)
+        assert observer.output_tokens == 7
 
 
 @pytest.mark.parametrize(
@@ -92,5 +96,4 @@ def test_usage_is_the_last_that_is_given():
     """Continuous usage statistics repeat it; the last one counts."""
     body = b'{"usage":{"prompt_tokens": 5,"completion_tokens":1}} {"usage":{"completion_tokens" : 9}}'
     assert find_usage(body) == 9
-    assert find_prompt_usage(body) == 5
     assert find_usage(b"{}") is None
