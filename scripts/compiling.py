@@ -11,6 +11,7 @@ import os
 import shutil
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PACKAGE = "prelude_proxy"
@@ -69,7 +70,23 @@ def compile_into(root: Path, target: Path) -> None:
         Exception: whatever mypyc, setuptools or the C compiler raise; there is no common class.
     """
     from mypyc.build import mypycify  # noqa: PLC0415  only who compiles needs it
-    from setuptools import Distribution  # noqa: PLC0415
+    from setuptools import Distribution, Extension  # noqa: PLC0415
+    from setuptools.command.build_ext import build_ext  # noqa: PLC0415
+
+    class Build(build_ext):
+        """Compiles the files of an extension side by side; by itself setuptools takes one after the other."""
+
+        def build_extension(self, ext: Extension) -> None:
+            def compiled(source: str) -> str:
+                (made,) = self.compiler.compile(
+                    [source], self.build_temp, include_dirs=ext.include_dirs, extra_postargs=ext.extra_compile_args
+                )
+                return made
+
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                ext.extra_objects += pool.map(compiled, ext.sources)
+            ext.sources = []
+            super().build_extension(ext)
 
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as scratch:
@@ -80,9 +97,10 @@ def compile_into(root: Path, target: Path) -> None:
                 opt_level="2",
                 debug_level="0",
                 group_name=PACKAGE,
+                multi_file=True,
                 target_dir=str(Path(scratch) / "c"),
             )
-            command = Distribution({"name": PACKAGE, "ext_modules": extensions}).get_command_obj("build_ext")
+            command = Build(Distribution({"name": PACKAGE, "ext_modules": extensions}))
             command.build_temp = str(Path(scratch) / "objects")
             command.build_lib = str(target)
             command.ensure_finalized()
