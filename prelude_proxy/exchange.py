@@ -31,7 +31,10 @@ class Engine:
 
 
 class Exchange:
-    """Everything about one request that outlives its stages; becomes the access record and the metrics."""
+    """Everything about one request that outlives its stages; becomes the access record and the metrics.
+
+    One a request: written out, since the `__init__` that `dataclass` makes stays interpreted.
+    """
 
     facts: RequestFacts | None = None
     verdict: Verdict | None = None
@@ -80,7 +83,7 @@ class Exchange:
         """Wall clock, seconds since the epoch."""
         self.dialect = dialect
         self.peer = peer
-        self.outcome = Outcome.INTERNAL
+        self.outcome = Outcome.INTERNAL  # not above: a compiled class takes no enum member for a default
 
     @property
     def class_name(self) -> str:

@@ -1,6 +1,6 @@
 """Prometheus metrics `prelude_proxy_*`, aggregated in plain lists and numbers, rendered only when scraped.
 
-The data path adds to a `_Tally` it found once per label set; prometheus-client sees the sums at scrape time through a
+The data path adds to the sums of `core.tally`; prometheus-client sees the sums at scrape time through a
 collector. (A `Counter.labels(…).inc()` costs microseconds and a lock each; this costs a dictionary look-up a request.)
 """
 

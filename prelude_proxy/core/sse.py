@@ -22,8 +22,6 @@ _RESPONSE_END_BYTES: Final = 48
 _MESSAGE_END: Final = re.compile(rb'(?:\A|\n)event: ?(?:message_stop|error)\b|"type": ?"message_stop"')
 _USAGE: Final = re.compile(rb'"(?:completion_tokens|output_tokens|generated_tokens)"\s*:\s*(\d+)')
 
-_TGI_END: Final = re.compile(rb'"generated_text"\s*:\s*"|"error"\s*:')
-
 # events of a stream that carry no token: role chunk and [DONE] for chat, [DONE] for completions, …
 _OVERHEAD: Final = {
     Endpoint.CHAT: 2,
@@ -60,7 +58,7 @@ class StreamObserver:
         self._recent_bytes += len(chunk)
         if self._recent_bytes > _RECENT_BYTES:
             self._recent = [self._tail]
-            self._recent_bytes = len(self._recent[0])
+            self._recent_bytes = _TAIL_BYTES
 
     @property
     def _tail(self) -> bytes:
