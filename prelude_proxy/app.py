@@ -263,6 +263,7 @@ class App:
         telemetry = self.config.telemetry
         return PollerSettings(
             telemetry.interval_s,
+            telemetry.longest_interval_s,
             telemetry.timeout_s,
             telemetry.stale_after_s,
             telemetry.health_interval_s,

@@ -325,7 +325,9 @@ class Telemetry(_Section):
     """Scrapes of the engines' `/metrics` and health probes."""
 
     interval_s: Seconds = 0.25
-    """Time between scrapes of one backend; four times that while its window is steady."""
+    """Time between scrapes of one backend."""
+    steady_interval_s: Seconds = 1.0
+    """The same while its window is steady, if that is longer; not above `interval_s`: at all times alike."""
     timeout_s: Seconds = 2.0
     """Longest time for one scrape."""
     stale_after_s: Seconds = 3.0
@@ -336,6 +338,20 @@ class Telemetry(_Section):
     """Longest time for one probe."""
     discovery_interval_s: Seconds = 30.0
     """Time between looks at a backend's `/v1/models`."""
+
+    @property
+    def longest_interval_s(self) -> float:
+        """Time between scrapes of a backend whose window is steady."""
+        return max(self.interval_s, self.steady_interval_s)
+
+    @model_validator(mode="after")
+    def _is_believed_till_the_next(self) -> Telemetry:
+        if self.stale_after_s <= self.longest_interval_s:
+            raise ValueError(
+                f"stale_after_s ({self.stale_after_s:g}) must be longer than the longest time between two scrapes,"
+                f" interval_s or steady_interval_s ({self.longest_interval_s:g})"
+            )
+        return self
 
 
 class Health(_Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +25,6 @@ log = logging.getLogger("prelude_proxy.poller")
 
 _MAX_PAGE_BYTES = 8 * 2**20
 _STEADY_SAMPLES = 8
-_STEADY_FACTOR = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class PollerSettings:
     """How often and how long; the same words as in the configuration."""
 
     interval_s: float
+    steady_interval_s: float
     timeout_s: float
     stale_after_s: float
     health_interval_s: float
@@ -68,20 +69,21 @@ class Poller:
         self.view = BackendView()
         self._engine = engine
         self._control = control
+        self._heads: dict[bytes, bytes] = {}
         self._settings = settings
         self._dispatcher = dispatcher
         self._catalog = catalog
         self._num_steady = 0
-        self._num_passed = 0
+        self._scraped_at = -math.inf
         self._seen_window: tuple[int, int | None] | None = None
 
     async def run(self) -> None:
         """Probe, scrape and discover until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._every(self._settings.health_interval_s, self.probe))
-            tasks.create_task(self._every(self._settings.discovery_interval_s, self.discover))
+            tasks.create_task(self._every(lambda: self._settings.health_interval_s, self.probe))
+            tasks.create_task(self._every(lambda: self._settings.discovery_interval_s, self.discover))
             if has_telemetry(self._engine.kind):
-                tasks.create_task(self._every(self._settings.interval_s, self.scrape_if_due))
+                tasks.create_task(self._every(self._scrape_pause_s, self.scrape_if_due))
 
     async def probe(self) -> None:
         """One health probe."""
@@ -92,8 +94,8 @@ class Poller:
             # a server without /health that answers is there all the same
             healthy = status < 500 or self._engine.kind is EngineKind.OPENAI
             reason = f"/health answered {status}"
-        except (UpstreamError, TimeoutError) as error:
-            healthy, reason = False, str(error) or "no answer in time"
+        except UpstreamError as error:
+            healthy, reason = False, str(error)
         self.view.last_error = None if healthy else reason
         change: Callable[[], None] = slots.health.probe_succeeded if healthy else slots.health.probe_failed
         self._dispatcher.changed(slots, change)
@@ -107,34 +109,47 @@ class Poller:
     async def scrape_if_due(self) -> None:
         """Scrape, or let this time pass: an engine makes its page with the CPU that serves, some 7 ms.
 
-        Once the window is steady, one time in four is enough. Not while an engine fills whose limit is not known: what
-        came first would have all of it before the next sample.
+        A steady window can wait for its next scrape. Not while an engine fills whose limit is not known: what came
+        first would have all of it before the next sample.
         """
-        slots = self._engine.slots
+        slots, settings = self._engine.slots, self._settings
         is_filling = slots.window.limit is None and 2 * slots.num_in_use > slots.window.size
-        self._num_passed += 1
-        if self._num_steady < _STEADY_SAMPLES or is_filling or self._num_passed >= _STEADY_FACTOR:
-            self._num_passed = 0
+        ends_s = self._dispatcher.now() - self._scraped_at + settings.interval_s / 2  # nearer now than the next time
+        if not self._is_steady or is_filling or ends_s >= settings.steady_interval_s:
             await self.scrape()
+
+    def _scrape_pause_s(self) -> float:
+        """Time to the next scrape, or to the next look whether there must be one."""
+        can_fill = self._engine.slots.window.limit is None
+        return self._settings.steady_interval_s if self._is_steady and not can_fill else self._settings.interval_s
+
+    @property
+    def _is_steady(self) -> bool:
+        return self._num_steady >= _STEADY_SAMPLES
 
     async def scrape(self) -> None:
         """One telemetry scrape; a failed one changes nothing: the window stays where it is."""
+        self._scraped_at = self._dispatcher.now()
         try:
             status, page = await self._get(b"/metrics", self._settings.timeout_s)
-        except (UpstreamError, TimeoutError):
-            return
-        self.view.num_scrapes += 1
-        sample = parse_metrics(self._engine.kind, page) if status == 200 else Sample()
-        if not sample.is_empty:
-            before = self.view.sample.generation_tokens
-            if before is not None and sample.generation_tokens is not None and sample.generation_tokens < before:
-                self._forget()  # its counters began anew: so did it
-            self.view.sample, self.view.sampled_at = sample, self._dispatcher.now()
-            window = self._window()
-            self._dispatcher.observe(self._engine.slots, sample)
-            self._num_steady = self._num_steady + 1 if self._window() == window == self._seen_window else 0
-            self._seen_window = self._window()
+        except UpstreamError:
+            pass
+        else:
+            self.view.num_scrapes += 1
+            self._learn(parse_metrics(self._engine.kind, page) if status == 200 else Sample())
         self._engine.has_telemetry = self.is_fresh()
+
+    def _learn(self, sample: Sample) -> None:
+        if sample.is_empty:
+            return
+        before = self.view.sample.generation_tokens
+        if before is not None and sample.generation_tokens is not None and sample.generation_tokens < before:
+            self._forget()  # its counters began anew: so did it
+        self.view.sample, self.view.sampled_at = sample, self._dispatcher.now()
+        window = self._window()
+        self._dispatcher.observe(self._engine.slots, sample)
+        self._num_steady = self._num_steady + 1 if self._window() == window == self._seen_window else 0
+        self._seen_window = self._window()
 
     async def discover(self) -> None:
         """Learn which models the backend serves; one that cannot say is taken to serve those of its pool."""
@@ -142,7 +157,7 @@ class Poller:
             return
         try:
             status, body = await self._get(b"/v1/models", self._settings.health_timeout_s)
-        except (UpstreamError, TimeoutError):
+        except UpstreamError:
             return
         models = _listed(body) if status == 200 else {}
         self.view.models = models
@@ -166,8 +181,18 @@ class Poller:
         return sampled_at is not None and self._dispatcher.now() - sampled_at <= self._settings.stale_after_s
 
     async def _get(self, path: bytes, timeout_s: float) -> tuple[int, bytes]:
+        head = self._heads.get(path)
+        if head is None:
+            head = self._heads[path] = self._head(path)
+        response = await self._control.send(head, within_s=timeout_s)
+        try:
+            return response.status, await response.read_all(_MAX_PAGE_BYTES)
+        finally:
+            response.abort()
+
+    def _head(self, path: bytes) -> bytes:
         control = self._control
-        head = request_head(
+        return request_head(
             "GET",
             control.base_path + path,
             (),
@@ -175,15 +200,9 @@ class Poller:
             body_length=None,
             replaced=self._engine.extra_headers,
         )
-        async with asyncio.timeout(timeout_s):
-            response = await control.send(head)
-            try:
-                return response.status, await response.read_all(_MAX_PAGE_BYTES)
-            finally:
-                response.abort()
 
-    async def _every(self, interval_s: float, action: Callable[[], Any]) -> None:
-        """Run `action` now and then every interval, out of step with the other backends from the first pause on.
+    async def _every(self, pause_s: Callable[[], float], action: Callable[[], Any]) -> None:
+        """Run `action` now and then every `pause_s()`, out of step with the other backends from the first pause on.
 
         Hundreds in step would keep the event loop, and with it every request, waiting for all their answers at once.
         """
@@ -198,7 +217,7 @@ class Poller:
                 if not is_failing:
                     log.exception("watching backend %s", self._engine.slots.name)
                 is_failing = True
-            wanted = interval_s * random.uniform(*stretch)
+            wanted = pause_s() * random.uniform(*stretch)
             stretch = (0.95, 1.05)
             await asyncio.sleep(max(0.0, wanted - (self._dispatcher.now() - began)))
 

@@ -8,6 +8,7 @@ after a complete, keep-alive answer; in every other case it is closed, which is 
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -256,6 +257,7 @@ class _Connection:
         "_seen_bytes",
         "_transport",
         "closed",
+        "deadline",
         "exchange",
         "limit_s",
         "since",
@@ -280,8 +282,10 @@ class _Connection:
         """When it last made progress."""
         self.limit_s = 0.0
         """How long it may make none."""
+        self.deadline = math.inf
+        """When the exchange must be over whatever progress it makes."""
 
-    def begin(self, head: bytes, body: bytes, *, is_head: bool, limit_s: float) -> Response:
+    def begin(self, head: bytes, body: bytes, *, is_head: bool, limit_s: float, within_s: float) -> Response:
         """Write a request; the answer fills the returned exchange."""
         self._reused = self._seen_bytes > 0
         self._seen_bytes = 0
@@ -290,6 +294,7 @@ class _Connection:
         self._is_head = is_head
         self.since = self._loop.time()
         self.limit_s = limit_s
+        self.deadline = self.since + within_s
         self.exchange = exchange = Response(self, self._loop)
         assert self._transport is not None
         if len(body) <= _JOIN_BYTES:
@@ -321,7 +326,12 @@ class _Connection:
     def check_time(self, now: float) -> None:
         """Close if the phase under way has taken too long. Waiting for a slow client to read is not the backend's."""
         exchange = self.exchange
-        if exchange is None or now - self.since <= self.limit_s or exchange.num_pending or self._paused:
+        if exchange is None:
+            return
+        if now > self.deadline:
+            self.close(UpstreamTimeoutError("the backend did not end its answer in time", sent=True))
+            return
+        if now - self.since <= self.limit_s or exchange.num_pending or self._paused:
             return
         phase = "continue" if exchange.status else "answer"
         self.close(UpstreamTimeoutError(f"the backend did not {phase} within {self.limit_s:g} s", sent=True))
@@ -456,7 +466,15 @@ class Upstream:
         """Connections with a request on them."""
         return len(self._busy)
 
-    async def send(self, head: bytes, body: bytes = b"", *, is_head: bool = False, fresh: bool = False) -> Response:
+    async def send(
+        self,
+        head: bytes,
+        body: bytes = b"",
+        *,
+        is_head: bool = False,
+        fresh: bool = False,
+        within_s: float = math.inf,
+    ) -> Response:
         """Send one request; returns when the head of its answer is there.
 
         Args:
@@ -464,6 +482,7 @@ class Upstream:
             body: sent as it is.
             is_head: the method is HEAD: no body follows whatever the headers say.
             fresh: do not reuse a connection (after a stale one).
+            within_s: the whole exchange on its connection may take no longer (to the next sweep).
 
         Raises:
             UpstreamConnectError: no connection: nothing was sent.
@@ -476,7 +495,8 @@ class Upstream:
             connection = await self._connect()
         self._busy[connection] = None
         self._arm()
-        response = connection.begin(head, body, is_head=is_head, limit_s=self._timeouts.first_byte_s)
+        limit_s = self._timeouts.first_byte_s
+        response = connection.begin(head, body, is_head=is_head, limit_s=limit_s, within_s=within_s)
         await response.wait_head()
         connection.limit_s = self._timeouts.idle_s
         return response

@@ -11,6 +11,7 @@ from prelude_proxy.poller import Poller, PollerSettings
 
 SETTINGS = PollerSettings(
     interval_s=1.0,
+    steady_interval_s=4.0,
     timeout_s=1.0,
     stale_after_s=3.0,
     health_interval_s=2.0,
@@ -34,7 +35,7 @@ async def test_backends_are_not_looked_at_in_step(monkeypatch):
         clock = SimpleNamespace(now=lambda: 0.0)
         poller = Poller(SimpleNamespace(), None, SETTINGS, dispatcher=clock, catalog=None)
         with pytest.raises(asyncio.CancelledError):
-            await poller._every(SETTINGS.interval_s, nothing)
+            await poller._every(lambda: SETTINGS.interval_s, nothing)
     first = sorted(each[0] for each in pauses)
     assert 0.5 <= first[0] < 0.6
     assert 1.4 < first[-1] <= 1.5
@@ -42,21 +43,38 @@ async def test_backends_are_not_looked_at_in_step(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("limit", "num_in_use", "num_scrapes"),
-    [(None, 0, 10), (16, 16, 10), (None, 9, 40), (None, 8, 10)],
+    ("limit", "num_in_use", "num_looks", "num_scrapes"),
+    [(None, 0, 40, 10), (16, 16, 10, 10), (None, 9, 40, 40), (None, 8, 40, 10)],
     ids=["idle", "limit known", "filling up", "half empty"],
 )
-async def test_a_steady_window_is_looked_at_less_often(monkeypatch, limit, num_in_use, num_scrapes):
-    """One time in four, but every time while an engine fills whose limit is not known."""
+async def test_a_steady_window_is_scraped_less_often(monkeypatch, limit, num_in_use, num_looks, num_scrapes):
+    """Every `steady_interval_s`; while an engine may fill whose limit is not known, a look is taken at `interval_s`."""
     slots = SimpleNamespace(num_in_use=num_in_use, window=SimpleNamespace(limit=limit, size=16))
-    poller = Poller(SimpleNamespace(slots=slots), None, SETTINGS, dispatcher=None, catalog=None)
+    now = 0.0
+    clock = SimpleNamespace(now=lambda: now)
+    poller = Poller(SimpleNamespace(slots=slots), None, SETTINGS, dispatcher=clock, catalog=None)
     poller._num_steady = 8
-    scrapes = []
-    monkeypatch.setattr(poller, "scrape", lambda: nothing(scrapes.append(1)))
-    for _ in range(40):
-        await poller.scrape_if_due()
-    assert len(scrapes) == num_scrapes
+    scrapes: list[float] = []
+    looks: list[float] = []
+
+    async def scrape() -> None:
+        poller._scraped_at = now
+        scrapes.append(now)
+
+    async def sleep(pause_s: float) -> None:
+        nonlocal now
+        now += pause_s
+        looks.append(now)
+        if now >= 40 * SETTINGS.interval_s:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(poller, "scrape", scrape)
+    monkeypatch.setattr("prelude_proxy.poller.asyncio.sleep", sleep)
+    monkeypatch.setattr("prelude_proxy.poller.random.uniform", lambda *_: 1.0)
+    with pytest.raises(asyncio.CancelledError):
+        await poller._every(poller._scrape_pause_s, poller.scrape_if_due)
+    assert (len(looks), len(scrapes)) == (num_looks, num_scrapes)
 
 
-async def nothing(_: object = None) -> None:
+async def nothing() -> None:
     """An action that is done at once."""

@@ -203,6 +203,29 @@ async def test_time_limits_by_phase(peer, make_upstream, limits, answer, phase):
     assert upstream.num_busy == 0
 
 
+async def test_an_exchange_is_over_within_its_time_whatever_progress_it_makes(peer, make_upstream):
+    """An answer that trickles on is cut off; the next exchange has all its time again."""
+    upstream = make_upstream()
+    sending = asyncio.ensure_future(upstream.send(REQUEST, within_s=0.1))
+    reader, writer = await peer.next()
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n")
+
+    async def trickle() -> None:
+        while True:
+            writer.write(b".")
+            await asyncio.sleep(0.01)
+
+    trickling = asyncio.create_task(trickle())
+    with pytest.raises(UpstreamTimeoutError, match="did not end its answer"):
+        await (await sending).read_all(10**6)
+    trickling.cancel()
+    assert await reader.read() == b""
+    response, *_ = await exchange(peer, upstream, OK)
+    await asyncio.sleep(0.15)
+    assert await response.read() == b"ok"
+
+
 async def test_closed_before_an_answer_is_stale_only_on_a_used_connection(peer, make_upstream):
     """On a fresh connection work may have begun; on a reused one the server had closed it before our request."""
     upstream = make_upstream()

@@ -72,44 +72,65 @@ def parse_metrics(kind: EngineKind, page: bytes) -> Sample:
     names = _NAMES.get(kind)
     if names is None:
         return Sample()
-    page = b"\n" + page
-    usages = _values(page, names.kv_usage)
+    lines = _Lines(page)
+    running = lines.total(names.running)
+    waiting = lines.total(names.waiting)
+    usages = lines.values(names.kv_usage)
     return Sample(
-        running=_total(page, names.running),
-        waiting=_total(page, names.waiting),
+        running=running,
+        waiting=waiting,
         kv_usage=max(usages) if usages else None,
-        preemptions=_total(page, names.preemptions),
-        generation_tokens=_total(page, names.generation_tokens),
+        preemptions=lines.total(names.preemptions),
+        generation_tokens=lines.total(names.generation_tokens),
     )
 
 
-def _total(page: bytes, name: bytes | None) -> float | None:
-    values = _values(page, name)
-    return sum(values) if values else None
+class _Lines:
+    """A page that is asked for one name after another, in the order in which they stand on it if possible.
 
-
-def _values(page: bytes, name: bytes | None) -> list[float]:
-    """Values of all samples of exactly this name. `page` begins with a newline, so every name stands after one.
-
-    They stand together (the format demands it), so the rest of the page, nearly all of it, is not looked at.
+    Each is looked for behind the one before and only then from the top, so that the page is walked once.
     """
-    values: list[float] = []
-    if name is None:
+
+    __slots__ = ("_at", "_page")
+
+    def __init__(self, page: bytes) -> None:
+        self._page = page
+        self._at = 0
+
+    def total(self, name: bytes | None) -> float | None:
+        """Sum of all samples of exactly this name, if there is one."""
+        values = self.values(name)
+        return sum(values) if values else None
+
+    def values(self, name: bytes | None) -> list[float]:
+        """All samples of exactly this name. They stand together, as the format demands, so the first run is all."""
+        if name is None:
+            return []
+        values = self._run_of(name, self._at)
+        return values if values or self._at == 0 else self._run_of(name, 0)
+
+    def _run_of(self, name: bytes, start: int) -> list[float]:
+        page = self._page
+        values: list[float] = []
+        at = 0 if page.startswith(name) else self._line(name, start)
+        while at >= 0:
+            end = page.find(b"\n", at)
+            value = _value(page[at : end if end >= 0 else len(page)], len(name))
+            if value is not None:
+                values.append(value)
+                self._at = at
+            if not values:
+                at = self._line(name, at)
+            elif end >= 0 and page.startswith(name, end + 1):
+                at = end + 1
+            else:
+                break
         return values
-    mark = b"\n" + name
-    at = page.find(mark)
-    while at >= 0:
-        end = page.find(b"\n", at + 1)
-        value = _value(page[at + 1 : end if end >= 0 else len(page)], len(name))
-        if value is not None:
-            values.append(value)
-        if not values:
-            at = page.find(mark, at + 1)
-        elif end >= 0 and page.startswith(mark, end):
-            at = end
-        else:
-            break
-    return values
+
+    def _line(self, name: bytes, start: int) -> int:
+        """Where the next line after `start` begins that begins with `name`; -1 if there is none."""
+        found = self._page.find(b"\n" + name, start)
+        return found + 1 if found >= 0 else -1
 
 
 def _value(line: bytes, name_length: int) -> float | None:

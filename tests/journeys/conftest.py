@@ -31,6 +31,7 @@ _BASE = {
     "classifier": {"enabled": False},  # loading the trees takes longer than most of these tests
     "telemetry": {
         "interval_s": 0.03,
+        "steady_interval_s": 0.09,
         "timeout_s": 0.2,
         "health_interval_s": 0.03,
         "health_timeout_s": 0.3,

@@ -48,11 +48,14 @@ async def test_hung_metrics_delay_no_other_backend(make_proxy, make_backend):
     await served(proxy, 10)
 
 
-async def test_stale_telemetry_keeps_the_window(make_proxy, make_backend):
-    """When /metrics goes away after it said much was possible, the last window stays and work goes on."""
+@pytest.mark.parametrize("fault", ["absent", "hangs"])
+async def test_stale_telemetry_keeps_the_window(make_proxy, make_backend, fault):
+    """When /metrics goes away after it said much was possible, the last window stays and work goes on without it."""
     backend = await make_backend(quickly, metrics=vllm_page(running=2, waiting=0))
     proxy = await make_proxy(backend, kind="vllm", window=0, telemetry={"stale_after_s": 0.1, "timeout_s": 0.05})
     await eventually(lambda: backend.num_scrapes > 2)
+    if fault == "hangs":
+        backend.hangs = {b"/metrics"}
     backend.metrics = None
     engine = proxy.app.engines[backend.name]
     await eventually(lambda: not engine.has_telemetry)
@@ -64,7 +67,7 @@ async def test_stale_telemetry_keeps_the_window(make_proxy, make_backend):
 async def test_burst_between_two_scrapes_does_not_flood_one_engine(make_proxy, make_backend):
     """The own ledger decides: a burst within one scrape interval never exceeds the window nor piles on one engine."""
     backends = [await make_backend(metrics=vllm_page(running=0, waiting=0)) for _ in range(2)]
-    proxy = await make_proxy(*backends, kind="vllm", window=4, telemetry={"interval_s": 30})
+    proxy = await make_proxy(*backends, kind="vllm", window=4, telemetry={"interval_s": 30, "stale_after_s": 60})
     clients = await asyncio.gather(*(proxy.client() for _ in range(40)))
     await asyncio.gather(*(client.request("POST", PATH, chat()) for client in clients))
     await proxy.held(32)
