@@ -52,6 +52,7 @@ class Explanation:
             "class": decision.name,
             "reason": decision.reason,
             "confidence": round(decision.confidence, 4),
+            "perhaps": None if decision.perhaps is None else decision.perhaps.name,
             "predicted_tokens": round(decision.expected_tokens, 1),
             "interval": None if forecast is None else [round(forecast.quantile(share), 1) for share in (0.1, 0.9)],
             "probabilities": {name: round(value, 4) for name, value in self.probabilities.items()},
@@ -88,6 +89,8 @@ class Explanation:
         console.print(
             f"[bold]{data['class']}[/bold]  because of {escape(data['reason'])}, confidence {data['confidence']:.2f}"
         )
+        if data["perhaps"] is not None:
+            console.print(f"served as [bold]{data['perhaps']}[/bold] while few of those are held")
         interval = data["interval"]
         spread = f" (80 %: {interval[0]:.0f} to {interval[1]:.0f})" if interval else ""
         console.print(f"output tokens: {data['predicted_tokens']:.0f}{spread}")

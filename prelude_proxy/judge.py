@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from prelude_proxy.classifier import Classifier, Observation
-from prelude_proxy.core.classify import decide
+from prelude_proxy.core.classify import decide, placed
 from prelude_proxy.core.domain import GENERATING, Classification, ClassSpec, RequestFacts
 from prelude_proxy.core.lessons import Lesson, Lessons
 from prelude_proxy.core.rules import Rule, first_match
@@ -72,6 +72,14 @@ class Judge:
             trust_header=facts.may_raise_class,
         )
         return Verdict(classification, self._index[classification.name], rule.pool if rule else None), observation
+
+    def placed(self, verdict: Verdict, num_held_of: Callable[[int], int]) -> Verdict:
+        """The verdict in the light of how many are held by class: the doubtful go with the short while these few."""
+        perhaps = verdict.classification.perhaps
+        if perhaps is None:
+            return verdict
+        chosen = placed(verdict.classification, num_held_of(self._index[perhaps.name]))
+        return Verdict(chosen, self._index[chosen.name], verdict.pool)
 
     def dispatched(self, observation: Observation, now: float) -> Lesson[Observation]:
         """The request goes to an engine: from now on there is something to learn."""

@@ -175,9 +175,10 @@ class Proxy:
             exchange.dialect = facts.dialect
         if self._settings.log_prompts:
             exchange.prompt = body.decode("utf-8", "replace")
-        exchange.verdict, exchange.observation = self._judge.judge(facts, exchange.arrival)
+        verdict, exchange.observation = self._judge.judge(facts, exchange.arrival)
+        exchange.verdict = self._judge.placed(verdict, self._dispatcher.admission.num_held_of)
         needs_name = facts.endpoint not in {Endpoint.OTHER, Endpoint.GENERATE}
-        route = self._catalog.resolve(facts.model, exchange.verdict.pool, needs_name=needs_name)
+        route = self._catalog.resolve(facts.model, verdict.pool, needs_name=needs_name)
         if route.pool.affinity is not None and len(route.backends) > 1:
             exchange.ties = route.pool.affinity.ties_of(facts)
         facts.forget_payload()

@@ -75,7 +75,7 @@ class Recorder:
             return
         tally.actual_tokens.observe(tokens)
         if verdict.classification.forecast is not None:
-            count(metrics.confusion, name, self._judge.class_of_tokens(tokens))
+            count(metrics.confusion, verdict.classification.likeliest, self._judge.class_of_tokens(tokens))
         if exchange.is_streamed and tokens > 1 and exchange.first_token_at:
             gap_s = (exchange.finished_at - exchange.first_token_at) / (tokens - 1)
             tally.itl_s.observe_many(gap_s, tokens - 1)

@@ -39,6 +39,8 @@ class Cutoffs:
     """Probability of the shortest class from which on a request is not put into the deepest."""
     perhaps_shortest_learned: float = 0.05
     """The same where the forecast rests on answers of the same tenant, and is calibrated to them."""
+    perhaps_shorter: float = 0.8
+    """Like `longer`, while the shorter class has room: one wrong guess in five is worth it, see `placed`."""
 
 
 DEFAULT_CUTOFFS: Final = Cutoffs()
@@ -163,6 +165,7 @@ def decide(
     specs = {spec.name: spec for spec in classes}
     whole = None if forecast is None else whole_request(forecast, facts)
     expected = _expected_tokens(facts, whole)
+    perhaps: Classification | None = None
     if rule is not None and rule[1] in specs:
         return Classification(rule[1], f"rule:{rule[0]}", expected, 1.0, whole)
     asked = specs.get(facts.headers.get(CLASS_HEADER, "").strip().lower())
@@ -173,24 +176,45 @@ def decide(
     elif asked is not None and trust_header:
         return Classification(asked.name, "header", expected, 1.0, whole)
     elif whole is not None and facts.endpoint in GENERATING and any(spec.ladder for spec in classes):
-        name, confidence = _by_forecast(facts, whole, classes, cutoffs)
+        (name, confidence), shorter = _by_forecast(facts, whole, classes, cutoffs)
         reason = "model"
+        if shorter is not None:
+            perhaps = Classification(shorter[0], "doubt", expected, shorter[1], whole, likeliest=name)
     else:
         name, confidence, reason = _by_default(facts, specs, default), 1.0, "default"
     if asked is not None and name in specs and asked.priority > specs[name].priority:
-        name, reason, confidence = asked.name, "header", 1.0
-    return Classification(name, reason, expected, confidence, whole)
+        name, reason, confidence, perhaps = asked.name, "header", 1.0, None
+    return Classification(name, reason, expected, confidence, whole, perhaps=perhaps)
+
+
+def placed(given: Classification, num_held: int) -> Classification:
+    """`given`, or the shorter class it may well belong to while few are held there (`num_held`).
+
+    A short request behind long work waits for seconds, and one in a hundred of them is the p99; a longer one among the
+    short is charged to its own class as soon as it outgrows theirs. So the doubtful go with the short, until these have
+    to wait for one another: a class that is full of guesses helps nobody.
+    """
+    return given if given.perhaps is None or num_held > _MANY_HELD else given.perhaps
+
+
+_MANY_HELD: Final = 16
+"""What a small engine runs at once. None is too few (a burst is soon over), hundreds too many, on large fleets too."""
 
 
 def _by_forecast(
     facts: RequestFacts, forecast: Forecast, classes: Sequence[ClassSpec], cutoffs: Cutoffs
-) -> tuple[str, float]:
-    """Shortest class whose bound the output will keep, surely enough; longer when the prompt alone is heavy."""
+) -> tuple[tuple[str, float], tuple[str, float] | None]:
+    """Shortest class whose bound the output will keep, surely enough; longer when the prompt alone is heavy.
+
+    Then the shorter one whose bound it may keep, if there is one; each with its probability.
+    """
     ladder = ladder_of(classes)
     above = _overflows(forecast, ladder)
-    index = rung_of(above, cutoffs, forecast.support)
-    chosen = _for_prompt(facts, ladder, index)
-    return ladder[chosen].name, shares_of(above)[index]
+    index, shorter = rung_of(above, cutoffs, forecast.support), shorter_rung_of(above, cutoffs)
+    shares = shares_of(above)
+    chosen, perhaps = _for_prompt(facts, ladder, index), _for_prompt(facts, ladder, shorter)
+    likely = ladder[chosen].name, shares[index]
+    return likely, (ladder[perhaps].name, shares[shorter]) if perhaps < chosen else None
 
 
 def rung_of(above: Sequence[float], cutoffs: Cutoffs, support: float = 0.0) -> int:
@@ -204,6 +228,15 @@ def rung_of(above: Sequence[float], cutoffs: Cutoffs, support: float = 0.0) -> i
             return index
     perhaps = cutoffs.perhaps_shortest if support < _LEARNED else cutoffs.perhaps_shortest_learned
     return last - 1 if last > 1 and 1.0 - above[0] >= perhaps else last
+
+
+def shorter_rung_of(above: Sequence[float], cutoffs: Cutoffs) -> int:
+    """As `rung_of`, of the shortest class that it may well belong to; the last one if of none."""
+    last = len(above) - 1
+    for index in range(last - 1):  # not deep as standard: that is cut off elsewhere
+        if above[index] < cutoffs.perhaps_shorter:
+            return index
+    return last
 
 
 _LEARNED: Final = 20.0

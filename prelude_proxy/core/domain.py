@@ -198,7 +198,7 @@ class Forecast:
 class Classification:
     """Which class a request goes to, and why."""
 
-    __slots__ = ("confidence", "expected_tokens", "forecast", "name", "reason")
+    __slots__ = ("confidence", "expected_tokens", "forecast", "likeliest", "name", "perhaps", "reason")
 
     def __init__(
         self,
@@ -207,11 +207,18 @@ class Classification:
         expected_tokens: float,
         confidence: float = 1.0,
         forecast: Forecast | None = None,
+        *,
+        perhaps: Classification | None = None,
+        likeliest: str | None = None,
     ) -> None:
         self.name: Final = name
         self.reason: Final = reason
-        """`rule:<name>`, `structure`, `header`, `model`, `default`."""
+        """`rule:<name>`, `structure`, `header`, `model`, `doubt` (the benefit of it), `default`."""
         self.expected_tokens: Final = expected_tokens
         """Output tokens the scheduler accounts for; from the forecast, else from the class bound and `max_tokens`."""
         self.confidence: Final = confidence
         self.forecast: Final = forecast
+        self.perhaps: Final = perhaps
+        """The shorter class that it may well belong to: taken instead while that has room, see `classify.placed`."""
+        self.likeliest: Final = likeliest or name
+        """The class without the benefit of the doubt."""

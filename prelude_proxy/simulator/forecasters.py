@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Protocol
 
 import orjson
 
 from prelude_proxy.bench.workload import WorkItem
 from prelude_proxy.classifier import Observation
+from prelude_proxy.core.classify import DEFAULT_CUTOFFS, shorter_rung_of
 from prelude_proxy.core.domain import Classification, ClassSpec
 from prelude_proxy.core.lessons import Lesson
 from prelude_proxy.core.parse import parse_request
@@ -61,10 +63,21 @@ class Ladder:
         """The first class that both fit in. `certain`: one token may be taken as one step, known beforehand."""
         if certain and output_tokens <= 1 and self._oneshot is not None:
             return self._oneshot
-        for spec in self._rungs:
+        return self._rungs[self._rung(output_tokens, prompt_tokens)].name
+
+    def perhaps(self, guess: float, sigma: float, prompt_tokens: int) -> str | None:
+        """The shorter class that a length may keep to which is log-normal around `guess`, as the proxy sees it."""
+        normal = NormalDist(math.log(guess), sigma)
+        bounds = [_bound(spec.max_output_tokens) for spec in self._rungs]
+        above = [1.0 - normal.cdf(math.log(bound)) if math.isfinite(bound) else 0.0 for bound in bounds]
+        shorter = self._rung(0.0, prompt_tokens, start=shorter_rung_of(above, DEFAULT_CUTOFFS))
+        return self._rungs[shorter].name if shorter < self._rung(guess, prompt_tokens) else None
+
+    def _rung(self, output_tokens: float, prompt_tokens: int, start: int = 0) -> int:
+        for index, spec in enumerate(self._rungs[start:], start):
             if output_tokens <= _bound(spec.max_output_tokens) and prompt_tokens <= _bound(spec.max_prompt_tokens):
-                return spec.name
-        return self._rungs[-1].name
+                return index
+        return len(self._rungs) - 1
 
 
 class Oracle(_Unteachable):
@@ -82,6 +95,8 @@ class Oracle(_Unteachable):
 class Noisy(_Unteachable):
     """A guess that is log-normal around the truth: ln(guess / truth) ~ N(0, σ²).
 
+    Seen from the guess the truth is log-normal too, so the doubtful get the same benefit as from the proxy.
+
     σ = 0.6 puts about as many requests of the usual mixes into a wrong class as the shipped model does.
     """
 
@@ -93,7 +108,10 @@ class Noisy(_Unteachable):
     def classify(self, item: WorkItem, now: float) -> Classification:
         """A draw."""
         guess = max(1.0, item.output_tokens * math.exp(self._rng.gauss(0.0, self._sigma)))
-        return Classification(self._ladder.class_of(guess, item.prompt_tokens), "model", guess)
+        name = self._ladder.class_of(guess, item.prompt_tokens)
+        shorter = self._ladder.perhaps(guess, self._sigma, item.prompt_tokens)
+        perhaps = Classification(shorter, "doubt", guess, likeliest=name) if shorter is not None else None
+        return Classification(name, "model", guess, perhaps=perhaps)
 
 
 class Confused(_Unteachable):

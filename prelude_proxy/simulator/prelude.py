@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from prelude_proxy.core.admission import Admission, Decision, Dispatch, DropReason, QueueBounds
 from prelude_proxy.core.affinity import Affinity, AffinityPolicy, Ties
-from prelude_proxy.core.classify import promotions
+from prelude_proxy.core.classify import placed, promotions
 from prelude_proxy.core.deadlines import patience_of
 from prelude_proxy.core.domain import ClassSpec
 from prelude_proxy.core.health import Health, HealthPolicy
@@ -93,6 +93,8 @@ class Prelude:
     def arrive(self, job: Job, now: float) -> None:
         """Classify and offer."""
         verdict = self._forecaster.classify(job.item, now)
+        if verdict.perhaps is not None:
+            verdict = placed(verdict, self.admission.num_held_of(self._index[verdict.perhaps.name]))
         job.served_as = verdict.name
         job.klass = self._index[verdict.name]
         job.expected_tokens = max(1, round(verdict.expected_tokens))

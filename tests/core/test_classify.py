@@ -11,6 +11,7 @@ from prelude_proxy.core.classify import (
     Cutoffs,
     class_probabilities,
     decide,
+    placed,
     probability_above,
     structural_class,
     whole_request,
@@ -61,6 +62,47 @@ def test_a_small_chance_to_be_short_counts_once_the_tenant_is_known() -> None:
         given = Forecast((64.0, 512.0, 32768.0), (0.07, 0.17, 1.0), 900.0, support)
         assert decide(request(), given, CLASSES).name == name
         assert decide(request(max_tokens=2048), given, CLASSES).name == name
+
+
+@pytest.mark.parametrize(
+    ("fast", "standard", "perhaps"),
+    [
+        (0.51, 0.4, None),
+        (0.45, 0.5, "fast"),
+        (0.25, 0.1, "fast"),
+        (0.21, 0.7, "fast"),
+        (0.19, 0.7, None),
+        (0.0, 0.3, None),
+    ],
+)
+def test_what_may_well_be_short_is_marked(fast: float, standard: float, perhaps: str | None) -> None:
+    """From one chance in five on; what is likely to be long keeps its class and says so."""
+    decision = decide(request(), forecast(fast, standard), CLASSES)
+    if perhaps is None:
+        assert decision.perhaps is None
+        return
+    assert decision.name == decision.likeliest == "standard"
+    instead = decision.perhaps
+    assert instead is not None
+    assert (instead.name, instead.reason, instead.likeliest) == (perhaps, "doubt", "standard")
+    assert instead.confidence == pytest.approx(fast)
+    assert instead.expected_tokens == decision.expected_tokens
+
+
+def test_no_benefit_of_the_doubt_against_a_prompt_or_a_caller() -> None:
+    """A prompt too long for the short class is none of theirs; who asked for a longer class gets it."""
+    given = forecast(0.4, 0.5)
+    assert decide(request(prompt="hi"), given, CLASSES).perhaps is not None
+    assert decide(request(messages=[{"role": "user", "content": "hi " * 2000}]), given, CLASSES).perhaps is None
+    assert decide(request(headers={"x-prelude-class": "deep"}), given, CLASSES).perhaps is None
+    assert decide(request(), given, CLASSES, rule=("batch", "standard")).perhaps is None
+
+
+def test_the_doubtful_go_with_the_short_while_few_of_these_wait() -> None:
+    """Sixteen may be held, what a small engine runs at once."""
+    doubtful, sure = decide(request(), forecast(0.4, 0.5), CLASSES), decide(request(), forecast(0.1, 0.8), CLASSES)
+    assert [placed(doubtful, held).name for held in (0, 16, 17)] == ["fast", "fast", "standard"]
+    assert placed(sure, 0) is sure
 
 
 def test_cutoffs_can_be_set() -> None:

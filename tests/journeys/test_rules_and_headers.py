@@ -43,6 +43,35 @@ async def test_rules_decide_the_class(make_proxy, backend):
     assert reasons == ["default", "rule:night", "rule:tools", "rule:big", "rule:tiny-answers", "rule:thinks"]
 
 
+async def test_the_doubtful_go_with_the_short_while_these_have_room(make_proxy, backend):
+    """Served, counted and reported as `fast`, judged by what the forecast said; with many held it is `standard`."""
+    rules = [{"name": "short", "when": {"headers": {"x-job": "short"}}, "class": "fast"}]
+    proxy = await make_proxy(backend, window=1, rules=rules, classifier={"enabled": True})
+    doubtful = chat("Who was Ada Lovelace?", max_tokens=2048)
+    names = [spec.name for spec in proxy.app.judge.classes]
+    clients = [await proxy.client() for _ in range(19)]
+    for client in clients[:18]:
+        await client.request("POST", PATH, chat(), [("x-job", "short")])
+    await proxy.held(17)
+    await clients[18].request("POST", PATH, doubtful)
+    await proxy.held(18)
+    assert proxy.app.dispatcher.admission.num_held_of(names.index("standard")) == 1
+    for client in clients:
+        client.leave()
+    await proxy.idle()
+
+    await backend.next()  # of those who left
+    client = await proxy.client()
+    await client.request("POST", PATH, doubtful)
+    await (await backend.next()).reply(body=b'{"usage":{"prompt_tokens":9,"completion_tokens":7}}')
+    assert (await client.answer()).header("x-prelude-class") == "fast"
+    assert (await proxy.finished(20))[-1]["reason"] == "doubt"
+    metrics = await proxy.metrics()
+    assert metrics['prelude_proxy_classified_total{class="fast",reason="doubt"}'] == 1
+    confused = [(name, count) for name, count in metrics.items() if "class_confusion" in name]
+    assert confused == [('prelude_proxy_class_confusion_total{actual="fast",predicted="standard"}', 1)]
+
+
 async def test_rules_decide_the_pool(make_proxy, make_backend):
     """A rule can send a request to another pool than its model's."""
     everyday, special = await make_backend(), await make_backend()

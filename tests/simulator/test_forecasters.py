@@ -35,6 +35,19 @@ def test_noise_is_log_normal_and_seeded():
     assert sum(guess > 200 for guess in guesses) == pytest.approx(250, abs=40)
 
 
+def test_guesses_near_a_border_are_in_doubt():
+    """A guess a little above the border may be short; one far above is not, nor one whose prompt is too long."""
+    assert LADDER.perhaps(60.0, 0.6, 10) is None
+    assert LADDER.perhaps(100.0, 0.6, 10) == "fast"
+    assert LADDER.perhaps(110.0, 0.6, 10) is None
+    assert LADDER.perhaps(100.0, 0.6, 5000) is None
+    noisy = Noisy(LADDER, 1)
+    given = [noisy.classify(WorkItem(0.0, "standard", 20, 90), 0.0) for _ in range(500)]
+    doubtful = [each for each in given if each.perhaps is not None]
+    assert all(64 < each.expected_tokens < 107 and each.name == "standard" for each in doubtful)
+    assert len(doubtful) > 100
+
+
 def test_a_confusion_matrix_is_drawn_from():
     """By the row of the true class; classes without a row are guessed right."""
     confused = Confused(LADDER, 1, {"fast": {"fast": 9, "deep": 1}}, {"deep": 800.0})
