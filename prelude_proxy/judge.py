@@ -17,12 +17,16 @@ from prelude_proxy.journal import Journal
 class Verdict:
     """What was decided about a request before admission."""
 
-    __slots__ = ("classification", "klass", "pool")
+    __slots__ = ("classification", "klass", "planned", "pool")
 
-    def __init__(self, classification: Classification, klass: int, pool: str | None) -> None:
+    def __init__(
+        self, classification: Classification, klass: int, pool: str | None, *, planned: int | None = None
+    ) -> None:
         self.classification: Final = classification
         self.klass: Final = klass
         """Index of the class, by priority."""
+        self.planned: Final = klass if planned is None else planned
+        """The same without the benefit of the doubt."""
         self.pool: Final = pool
         """Pool a rule chose."""
 
@@ -79,7 +83,7 @@ class Judge:
         if perhaps is None:
             return verdict
         chosen = placed(verdict.classification, num_held_of(self._index[perhaps.name]))
-        return Verdict(chosen, self._index[chosen.name], verdict.pool)
+        return Verdict(chosen, self._index[chosen.name], verdict.pool, planned=verdict.klass)
 
     def dispatched(self, observation: Observation, now: float) -> Lesson[Observation]:
         """The request goes to an engine: from now on there is something to learn."""

@@ -316,6 +316,7 @@ class Proxy:
             prompt_tokens=facts.prompt_tokens,
             num_bytes=num_bytes,
             streams=facts.stream,
+            planned=verdict.planned,
             ties=exchange.ties,
         )
 
@@ -334,6 +335,7 @@ class Proxy:
             num_bytes=ticket.num_bytes,
             is_retry=True,
             streams=ticket.streams,
+            planned=ticket.planned,
             ties=ticket.ties,
         )
 

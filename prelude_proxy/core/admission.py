@@ -166,7 +166,7 @@ class Admission:
     def offer(self, ticket: Ticket, now: float) -> list[Decision]:
         """A request asks for a slot. No decision about it among the returned ones: it is held."""
         pool = ticket.route.pool
-        pool.staffing.arrived(ticket.klass, now, ticket.prompt_tokens + ticket.expected_tokens / 2)
+        pool.staffing.arrived(ticket.planned, now, ticket.prompt_tokens + ticket.expected_tokens / 2)
         self._measure(pool, now)
         self._refresh_out(now)
         self._end_unseen(now)
@@ -198,7 +198,7 @@ class Admission:
         backend = permit.backend
         backend.give_back(permit)
         self._judge(backend, outcome, now)
-        backend.pool.staffing.left(permit.klass, now, learned=outcome.value.learned)
+        backend.pool.staffing.left(permit.planned, now, learned=outcome.value.learned)
         self.refresh(backend, now)
         return self._dispatch_ready(now)
 
@@ -206,10 +206,12 @@ class Admission:
         """A stream outgrew its class: its slot counts for `klass` from now on (it is never revoked)."""
         if permit.released or permit.klass == klass:
             return []
-        staffing = permit.backend.pool.staffing
-        staffing.left(permit.klass, now)
-        staffing.arrived(klass, now)
-        staffing.began(klass, now)
+        if permit.planned != klass:
+            staffing = permit.backend.pool.staffing
+            staffing.left(permit.planned, now)
+            staffing.arrived(klass, now)
+            staffing.began(klass, now)
+            permit.planned = klass
         permit.backend.recharge(permit, klass)
         self.refresh(permit.backend, now)
         return self._dispatch_ready(now)
@@ -409,7 +411,7 @@ class Admission:
         if ticket.ties is not None and backend.pool.affinity is not None:
             permit.prefill_tokens -= backend.pool.affinity.dispatched(ticket.ties, ticket.prompt_tokens, backend)
         backend.issue(permit)
-        backend.pool.staffing.began(permit.klass, now)
+        backend.pool.staffing.began(permit.planned, now)
         if not ticket.streams and permit.prefill_tokens:
             self._end_unseen(now)
             self._unseen.add(permit, now)

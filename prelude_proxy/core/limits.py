@@ -44,6 +44,7 @@ class Permit:
         "is_telling",
         "issued_at",
         "klass",
+        "planned",
         "prefill_tokens",
         "released",
         "route",
@@ -57,6 +58,7 @@ class Permit:
         self.backend = backend
         self.route = ticket.route
         self.klass = ticket.klass
+        self.planned = ticket.planned
         self.expected_tokens = ticket.expected_tokens
         """Output tokens; more once the stream has outgrown its class."""
         self.tokens = ticket.prompt_tokens + ticket.expected_tokens

@@ -35,6 +35,7 @@ class Ticket:
         "klass",
         "num_bytes",
         "payload",
+        "planned",
         "prompt_tokens",
         "route",
         "sheds",
@@ -61,10 +62,13 @@ class Ticket:
         streams: bool = True,
         due: float = math.inf,
         sheds: bool = False,
+        planned: int | None = None,
     ) -> None:
         self.id = ticket_id
         self.route = route
         self.klass = klass
+        self.planned = klass if planned is None else planned
+        """Class whose traffic it is counted as: nothing is kept free for guests with the benefit of the doubt."""
         self.arrival = arrival
         """Original arrival, in seconds of the caller's monotonic clock; a retry keeps it."""
         self.deadline = deadline

@@ -97,6 +97,7 @@ class Prelude:
             verdict = placed(verdict, self.admission.num_held_of(self._index[verdict.perhaps.name]))
         job.served_as = verdict.name
         job.klass = self._index[verdict.name]
+        job.planned = self._index[verdict.likeliest]
         job.expected_tokens = max(1, round(verdict.expected_tokens))
         self._offer(job, now)
 
@@ -157,6 +158,7 @@ class Prelude:
             expected_tokens=job.expected_tokens,
             prompt_tokens=job.item.prompt_tokens,
             payload=job,
+            planned=job.planned,
             ties=Ties(prefix) if prefix else None,
         )
         job.ticket = ticket

@@ -29,8 +29,8 @@ class Job:
     """One request under way."""
 
     __slots__ = (
-        "arrived_s", "engine", "expected_tokens", "first_s", "item", "klass", "last_s", "permit", "sent_s", "sequence",
-        "served_as", "status", "ticket",
+        "arrived_s", "engine", "expected_tokens", "first_s", "item", "klass", "last_s", "permit", "planned", "sent_s",
+        "sequence", "served_as", "status", "ticket",
     )  # fmt: skip
 
     def __init__(self, item: WorkItem) -> None:
@@ -46,6 +46,7 @@ class Job:
         """First token and end of the answer, at the client."""
         self.status = 0
         self.klass = 0
+        self.planned = 0
         self.expected_tokens = item.output_tokens
         self.served_as: str | None = None
         self.ticket: Ticket | None = None

@@ -387,6 +387,25 @@ def test_the_automatic_reserve_follows_the_traffic_of_its_class():
     assert bench.backends[0].reserves[FAST] == 0
 
 
+def test_nothing_is_kept_free_for_guests():
+    """Who is in a class by the benefit of the doubt has its slots and does not make its reserve, outgrown or not."""
+    bench = Bench(16, specs={"fast": {"reserve": None}})
+    for index in range(400):
+        bench.now = index * 0.05
+        bench.offer(f"f{index}", FAST, planned=STANDARD)
+        permit = bench.permits[f"f{index}"]
+        assert (permit.klass, permit.planned) == (FAST, STANDARD)
+        if index % 2:
+            bench.admission.recharge(permit, STANDARD, bench.now)
+            assert (permit.klass, permit.planned) == (STANDARD, STANDARD)
+        if index >= 4:
+            bench.release(f"f{index - 4}")
+    bench.at(bench.now)
+    bench.admission.observe(bench.backends[0], Sample(4, 0), bench.now)
+    assert bench.backends[0].reserves[FAST] == 0
+    assert bench.backends[0].num_in_use == 4
+
+
 def test_the_least_occupied_of_unequal_backends_wins():
     """Requests in use count relative to the window: a small engine gets its share and no more."""
     bench = Bench(8, 2)
