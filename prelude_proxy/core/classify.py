@@ -40,7 +40,7 @@ class Cutoffs:
     perhaps_shortest_learned: float = 0.05
     """The same where the forecast rests on answers of the same tenant, and is calibrated to them."""
     perhaps_shorter: float = 0.8
-    """Like `longer`, while the shorter class has room: one wrong guess in five is worth it, see `placed`."""
+    """Like `longer`, while the shorter class has room: four wrong guesses are worth a right one, see `placed`."""
 
 
 DEFAULT_CUTOFFS: Final = Cutoffs()
@@ -183,7 +183,9 @@ def decide(
     else:
         name, confidence, reason = _by_default(facts, specs, default), 1.0, "default"
     if asked is not None and name in specs and asked.priority > specs[name].priority:
-        name, reason, confidence, perhaps = asked.name, "header", 1.0, None
+        name, reason, confidence = asked.name, "header", 1.0
+    if asked is not None and perhaps is not None and asked.priority > specs[perhaps.name].priority:
+        perhaps = None
     return Classification(name, reason, expected, confidence, whole, perhaps=perhaps)
 
 

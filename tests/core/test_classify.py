@@ -94,7 +94,9 @@ def test_no_benefit_of_the_doubt_against_a_prompt_or_a_caller() -> None:
     given = forecast(0.4, 0.5)
     assert decide(request(prompt="hi"), given, CLASSES).perhaps is not None
     assert decide(request(messages=[{"role": "user", "content": "hi " * 2000}]), given, CLASSES).perhaps is None
-    assert decide(request(headers={"x-prelude-class": "deep"}), given, CLASSES).perhaps is None
+    for asked in ("standard", "deep"):
+        assert decide(request(headers={"x-prelude-class": asked}), given, CLASSES).perhaps is None
+    assert decide(request(headers={"x-prelude-class": "fast"}), given, CLASSES).perhaps is not None
     assert decide(request(), given, CLASSES, rule=("batch", "standard")).perhaps is None
 
 
