@@ -113,19 +113,23 @@ class Poller:
         first would have all of it before the next sample.
         """
         slots, settings = self._engine.slots, self._settings
-        is_filling = slots.window.limit is None and 2 * slots.num_in_use > slots.window.size
+        is_filling = 2 * slots.num_in_use > slots.window.size
         ends_s = self._dispatcher.now() - self._scraped_at + settings.interval_s / 2  # nearer now than the next time
-        if not self._is_steady or is_filling or ends_s >= settings.steady_interval_s:
+        if not self._is_steady or self._has_limit or is_filling or ends_s >= settings.steady_interval_s:
             await self.scrape()
 
     def _scrape_pause_s(self) -> float:
-        """Time to the next scrape, or to the next look whether there must be one."""
-        can_fill = self._engine.slots.window.limit is None
-        return self._settings.steady_interval_s if self._is_steady and not can_fill else self._settings.interval_s
+        """Time to the next scrape, or, steady without a known limit, to the next look whether there must be one."""
+        is_resting = self._is_steady and self._has_limit
+        return self._settings.steady_interval_s if is_resting else self._settings.interval_s
 
     @property
     def _is_steady(self) -> bool:
         return self._num_steady >= _STEADY_SAMPLES
+
+    @property
+    def _has_limit(self) -> bool:
+        return self._engine.slots.window.limit is not None
 
     async def scrape(self) -> None:
         """One telemetry scrape; a failed one changes nothing: the window stays where it is."""

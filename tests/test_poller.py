@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -74,6 +75,28 @@ async def test_a_steady_window_is_scraped_less_often(monkeypatch, limit, num_in_
     with pytest.raises(asyncio.CancelledError):
         await poller._every(poller._scrape_pause_s, poller.scrape_if_due)
     assert (len(looks), len(scrapes)) == (num_looks, num_scrapes)
+
+
+@pytest.mark.parametrize("stretch", [0.95, 1.05])
+async def test_a_window_whose_limit_is_known_is_scraped_after_every_pause(monkeypatch, stretch):
+    """However long the pause is beside `interval_s`, and however it was stretched: none is slept through twice."""
+    slots = SimpleNamespace(num_in_use=0, window=SimpleNamespace(limit=16, size=16))
+    now = 0.0
+    clock = SimpleNamespace(now=lambda: now)
+    settings = replace(SETTINGS, steady_interval_s=40.0)
+    poller = Poller(SimpleNamespace(slots=slots), None, settings, dispatcher=clock, catalog=None)
+    poller._num_steady = 8
+    scrapes: list[float] = []
+
+    async def scrape() -> None:
+        poller._scraped_at = now
+        scrapes.append(now)
+
+    monkeypatch.setattr(poller, "scrape", scrape)
+    for _ in range(5):
+        await poller.scrape_if_due()
+        now += stretch * poller._scrape_pause_s()
+    assert scrapes == pytest.approx([stretch * 40.0 * index for index in range(5)])
 
 
 async def nothing() -> None:
