@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from prelude_proxy.classifier import Classifier, Observation
@@ -19,13 +19,12 @@ class Verdict:
 
     __slots__ = ("classification", "klass", "planned", "pool")
 
-    def __init__(
-        self, classification: Classification, klass: int, pool: str | None, *, planned: int | None = None
-    ) -> None:
+    def __init__(self, classification: Classification, index: Mapping[str, int], pool: str | None) -> None:
+        """`index` numbers the classes by priority."""
         self.classification: Final = classification
-        self.klass: Final = klass
+        self.klass: Final = index[classification.name]
         """Index of the class, by priority."""
-        self.planned: Final = klass if planned is None else planned
+        self.planned: Final = index[classification.likeliest]
         """The same without the benefit of the doubt."""
         self.pool: Final = pool
         """Pool a rule chose."""
@@ -75,15 +74,12 @@ class Judge:
             default=self._default,
             trust_header=facts.may_raise_class,
         )
-        return Verdict(classification, self._index[classification.name], rule.pool if rule else None), observation
+        return Verdict(classification, self._index, rule.pool if rule else None), observation
 
     def placed(self, verdict: Verdict, num_held_of: Callable[[int], int]) -> Verdict:
         """The verdict in the light of how many are held by class: the doubtful go with the short while these few."""
-        perhaps = verdict.classification.perhaps
-        if perhaps is None:
-            return verdict
-        chosen = placed(verdict.classification, num_held_of(self._index[perhaps.name]))
-        return Verdict(chosen, self._index[chosen.name], verdict.pool, planned=verdict.klass)
+        chosen = placed(verdict.classification, self._index, num_held_of)
+        return verdict if chosen is verdict.classification else Verdict(chosen, self._index, verdict.pool)
 
     def dispatched(self, observation: Observation, now: float) -> Lesson[Observation]:
         """The request goes to an engine: from now on there is something to learn."""

@@ -7,7 +7,7 @@ may only make a request wait longer: it can name a class with a numerically high
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log
@@ -189,14 +189,15 @@ def decide(
     return Classification(name, reason, expected, confidence, whole, perhaps=perhaps)
 
 
-def placed(given: Classification, num_held: int) -> Classification:
-    """`given`, or the shorter class it may well belong to while few are held there (`num_held`).
+def placed(given: Classification, index: Mapping[str, int], num_held_of: Callable[[int], int]) -> Classification:
+    """`given`, or the shorter class it may well belong to while few are held there; `index` numbers the classes.
 
     A short request behind long work waits for seconds, and one in a hundred of them is the p99; a longer one among the
     short is charged to its own class as soon as it outgrows theirs. So the doubtful go with the short, until these have
     to wait for one another: a class that is full of guesses helps nobody.
     """
-    return given if given.perhaps is None or num_held > _MANY_HELD else given.perhaps
+    shorter = given.perhaps
+    return given if shorter is None or num_held_of(index[shorter.name]) > _MANY_HELD else shorter
 
 
 _MANY_HELD: Final = 16

@@ -92,9 +92,7 @@ class Prelude:
 
     def arrive(self, job: Job, now: float) -> None:
         """Classify and offer."""
-        verdict = self._forecaster.classify(job.item, now)
-        if verdict.perhaps is not None:
-            verdict = placed(verdict, self.admission.num_held_of(self._index[verdict.perhaps.name]))
+        verdict = placed(self._forecaster.classify(job.item, now), self._index, self.admission.num_held_of)
         job.served_as = verdict.name
         job.klass = self._index[verdict.name]
         job.planned = self._index[verdict.likeliest]

@@ -103,8 +103,13 @@ def test_no_benefit_of_the_doubt_against_a_prompt_or_a_caller() -> None:
 def test_the_doubtful_go_with_the_short_while_few_of_these_wait() -> None:
     """Sixteen may be held, what a small engine runs at once."""
     doubtful, sure = decide(request(), forecast(0.4, 0.5), CLASSES), decide(request(), forecast(0.1, 0.8), CLASSES)
-    assert [placed(doubtful, held).name for held in (0, 16, 17)] == ["fast", "fast", "standard"]
-    assert placed(sure, 0) is sure
+    index = {spec.name: number for number, spec in enumerate(CLASSES)}
+
+    def name_with(num_held: int) -> str:
+        return placed(doubtful, index, {index["fast"]: num_held}.__getitem__).name
+
+    assert [name_with(held) for held in (0, 16, 17)] == ["fast", "fast", "standard"]
+    assert placed(sure, index, {index["fast"]: 0}.__getitem__) is sure
 
 
 def test_cutoffs_can_be_set() -> None:
